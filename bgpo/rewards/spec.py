@@ -1,0 +1,124 @@
+"""Grader specifications: the wire form of a reward definition, as strict, torch-free pydantic models.
+
+`string_check` and `multi` are OpenAI's; `sudoku` and `countdown` are ours. Template and formula syntax is checked at
+construction, so a specification that exists compiles (`bgpo.rewards.compile_grader`). A new grader type is one class
+here, added to `SingleGraderSpec`, and one line in the registry of `bgpo.rewards`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from bgpo.errors import SpecError
+from bgpo.rewards.formula import MAX_LENGTH, FormulaError, compile_formula, is_name
+from bgpo.rewards.templates import parse_template
+
+MAX_SUB_GRADERS = 64
+
+
+def _checked_template(text: str) -> str:
+    parse_template(text)
+    return text
+
+
+TemplateText = Annotated[str, AfterValidator(_checked_template)]
+"""Text with `{{ item.x }}` and `{{ sample.output_text }}`, syntax checked."""
+
+GraderName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _GraderSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class StringCheckSpec(_GraderSpec):
+    """1 when `input` compares to `reference`, else 0; `like` and `ilike` look for the reference inside the input."""
+
+    type: Literal["string_check"] = "string_check"
+    name: GraderName
+    input: TemplateText
+    reference: TemplateText
+    operation: Literal["eq", "ne", "like", "ilike"]
+
+
+class SudokuSpec(_GraderSpec):
+    """4x4 Sudoku against the unique solution of `puzzle` (16 digits, 0 = empty)."""
+
+    type: Literal["sudoku"] = "sudoku"
+    name: GraderName
+    puzzle: TemplateText = "{{ item.puzzle }}"
+    input: TemplateText = "{{ sample.output_text }}"
+    reward: Literal["solved", "cell_accuracy", "mixed"] = Field(
+        "cell_accuracy",
+        description="solved: 1 for the whole grid; cell_accuracy: share of empty cells right; mixed: mean of both.",
+    )
+
+
+class CountdownSpec(_GraderSpec):
+    """1 when `input` is an expression that uses each of `numbers` exactly once and equals `target`, else 0."""
+
+    type: Literal["countdown"] = "countdown"
+    name: GraderName
+    numbers: TemplateText = "{{ item.numbers }}"
+    target: TemplateText = "{{ item.target }}"
+    input: TemplateText = "{{ sample.output_text }}"
+
+
+SingleGraderSpec = Annotated[StringCheckSpec | SudokuSpec | CountdownSpec, Field(discriminator="type")]
+
+
+class MultiSpec(_GraderSpec):
+    """Several graders, combined by a formula over their keys; not nested."""
+
+    type: Literal["multi"] = "multi"
+    name: GraderName
+    graders: dict[str, SingleGraderSpec] = Field(min_length=1, max_length=MAX_SUB_GRADERS)
+    calculate_output: Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]
+
+    @model_validator(mode="after")
+    def _formula(self) -> Self:
+        for key in self.graders:
+            if not is_name(key):
+                raise ValueError(f"graders: key '{key}' must be a name usable in calculate_output")
+        try:
+            compile_formula(self.calculate_output, self.graders)
+        except FormulaError as error:
+            raise ValueError(f"calculate_output: {error}") from error
+        return self
+
+
+GraderSpec = Annotated[StringCheckSpec | SudokuSpec | CountdownSpec | MultiSpec, Field(discriminator="type")]
+AnyGraderSpec = StringCheckSpec | SudokuSpec | CountdownSpec | MultiSpec
+
+_ADAPTER: TypeAdapter[AnyGraderSpec] = TypeAdapter(GraderSpec)
+
+
+def parse_grader_spec(source: Mapping[str, Any]) -> AnyGraderSpec:
+    """Validate a grader's wire form.
+
+    Raises:
+        SpecError: naming the first offending field by its dotted path in the wire form.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(source))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SpecError(first["msg"], wire_path(first["loc"], source) or None) from error
+
+
+def wire_path(loc: Sequence[str | int], source: Any) -> str:
+    """Dotted path of a pydantic error location in the user's own JSON, without the tags that unions put in between."""
+    path: list[str] = []
+    value = source
+    for part in loc:
+        if isinstance(value, Mapping):
+            if part not in value and part == value.get("type"):
+                continue
+            value = value.get(part)
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        path.append(str(part))
+    return ".".join(path)
