@@ -9,6 +9,7 @@ Symbols follow the paper (arXiv 2510.11683): G = group_size, n_t = mc_samples, L
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,9 +20,9 @@ from bgpo.rewards.spec import GraderSpec
 
 
 class Strict(BaseModel):
-    """Base of all specs: immutable, unknown fields rejected, no NaN or infinity."""
+    """Base of all specs: immutable, exact types, unknown fields rejected, no NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RolloutSpec(Strict):
@@ -148,7 +149,7 @@ class RunSpec(Recipe):
     validation_data: str | None = None
     output_dir: str = Field(description="Checkpoints go to <output_dir>/checkpoints/step-NNNNNN.")
     resume_from: str | None = Field(None, description="Checkpoint directory with trainer state to continue from.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda)$")
     threads: int | None = Field(None, ge=1, description="CPU threads of the trainer; None = torch's default.")
 
 
@@ -160,7 +161,7 @@ def parse_run_spec(source: Path | str | dict[str, Any]) -> RunSpec:
     """
     try:
         if isinstance(source, dict):
-            return RunSpec.model_validate(source)
+            return RunSpec.model_validate_json(json.dumps(source))
         return RunSpec.model_validate_json(Path(source).read_bytes())
     except OSError as error:
         raise SpecError(f"cannot read the run specification {source}: {error.strerror}") from error
