@@ -1,0 +1,53 @@
+"""The home folder of an embedded stack: where everything lives, and the lock that keeps it to one stack."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from cli.errors import CliError
+
+
+class Home:
+    """Paths under one folder; a context manager that holds the folder for this process (until it dies, however)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().resolve()
+        self.logs = self.path / "logs"
+        self.redis = self.path / "redis"
+        self.lock_file = self.path / "lock"
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        """Create the folder and take its lock.
+
+        Raises:
+            CliError: another process holds it.
+        """
+        for folder in (self.path, self.logs, self.redis):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = self.lock_file.open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise CliError(
+                f"{self.path} is in use by another stack (process {owner}): stop it or choose another --home"
+            )
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock = lock
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock:
+            self._lock.close()  # closing releases the lock; the file stays, removing it would race with the next owner
+            self._lock = None

@@ -1,0 +1,161 @@
+"""The trainer process: isolation, records, the stop ladder, and that nothing outlives its owner. Real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from worker.process import StopLadder, TrainerProcess, clean_environment, session_members
+
+# Speaks the record protocol just enough: says what it sees, then obeys the argument it was given.
+CHILD = """
+import json, os, signal, subprocess, sys, time
+fd = int(sys.argv[sys.argv.index("--record-fd") + 1])
+def say(**record):
+    os.write(fd, json.dumps(record).encode() + b"\\n")
+mode = sys.argv[1]
+if mode == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if mode == "family":
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    say(grandchild=grandchild.pid)
+    os._exit(3)
+say(pid=os.getpid(), sid=os.getsid(0), env=sorted(os.environ))
+print("printed by the child")
+for line in sys.stdin:
+    say(command=line.strip())
+    if mode == "obedient":
+        sys.exit(76)
+if mode == "deaf":
+    time.sleep(600)
+sys.exit(75)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., TrainerProcess]]:
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    started: list[TrainerProcess] = []
+
+    def start(mode: str, env: dict[str, str] | None = None) -> TrainerProcess:
+        environment = clean_environment({**os.environ, **(env or {})}, threads=1)
+        trainer = TrainerProcess(
+            [sys.executable, str(script), mode], cwd=tmp_path, env=environment, log_path=tmp_path / "trainer.log"
+        )
+        started.append(trainer)
+        return trainer
+
+    yield start
+    for trainer in started:
+        trainer.kill_tree()
+        trainer.close()
+
+
+def records(trainer: TrainerProcess, count: int) -> list[dict[str, object]]:
+    lines: list[bytes] = []
+    deadline = time.monotonic() + 20
+    while len(lines) < count and not trainer.records_ended:
+        assert time.monotonic() < deadline, f"only {lines} arrived"
+        lines += trainer.read_lines(0.5)
+    return [json.loads(line) for line in lines]
+
+
+def wait_exit(trainer: TrainerProcess, ladder: StopLadder | None = None) -> int:
+    deadline = time.monotonic() + 20
+    while (status := trainer.poll()) is None:
+        assert time.monotonic() < deadline, "the child did not exit"
+        if ladder:
+            ladder.tick()
+        trainer.read_lines(0.05)
+    return status
+
+
+def test_environment_holds_no_secrets_and_its_own_session(start: Callable[..., TrainerProcess]) -> None:
+    secrets = {"BGPO_DATABASE_URL": "x", "BGPO_API_KEY": "x", "REDIS_URL": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    trainer = start("obedient", secrets)
+    (hello,) = records(trainer, 1)
+    assert not [name for name in hello["env"] if name in secrets or "BGPO" in name]  # type: ignore[attr-defined]
+    assert "OMP_NUM_THREADS" in hello["env"]  # type: ignore[operator]
+    assert hello["sid"] == trainer.pid == hello["pid"] != os.getsid(0)
+
+
+def test_commands_reach_it_and_its_output_goes_to_the_log(start: Callable[..., TrainerProcess]) -> None:
+    trainer = start("obedient")
+    trainer.send("checkpoint")
+    assert records(trainer, 2)[1] == {"command": "checkpoint"}
+    assert wait_exit(trainer) == 76
+    assert trainer.log_tail() == "printed by the child"
+    trainer.send("cancel")  # too late: no error
+
+
+def test_ladder_ends_with_sigkill_when_nothing_else_helps(start: Callable[..., TrainerProcess]) -> None:
+    trainer = start("deaf")
+    records(trainer, 1)
+    begin = time.monotonic()
+    ladder = StopLadder(trainer, "cancel", grace_s=0.2, term_grace_s=0.2)
+    assert wait_exit(trainer, ladder) == -signal.SIGKILL
+    assert time.monotonic() - begin > 0.4
+    assert session_members(trainer.pid) == []
+
+
+def test_closed_stdin_tells_the_trainer_that_its_parent_is_gone(start: Callable[..., TrainerProcess]) -> None:
+    trainer = start("normal")
+    records(trainer, 1)
+    trainer.close()
+    assert wait_exit(trainer) == 75
+
+
+def test_kill_tree_also_ends_what_the_trainer_left_behind(start: Callable[..., TrainerProcess]) -> None:
+    trainer = start("family")
+    (record,) = records(trainer, 1)
+    grandchild = int(record["grandchild"])  # type: ignore[call-overload]
+    assert wait_exit(trainer) == 3
+    assert session_members(trainer.pid) == [grandchild]
+    assert trainer.kill_tree() == 3
+    assert session_members(trainer.pid) == []
+
+
+def test_a_killed_owner_takes_the_trainer_with_it(tmp_path: Path) -> None:
+    """SIGKILL of the owner runs no code of ours: only the kernel can end the trainer."""
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    owner_code = f"""
+import sys; from pathlib import Path
+from worker.process import TrainerProcess
+t = TrainerProcess([sys.executable, {str(script)!r}, "deaf"], cwd=Path("."), env={{}}, log_path=Path("log"))
+while not t.read_lines(1): pass
+print(t.pid, flush=True)
+import time; time.sleep(600)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", owner_code], cwd=tmp_path, stdout=subprocess.PIPE)
+    with owner:
+        assert owner.stdout is not None
+        trainer = psutil.Process(int(owner.stdout.readline()))
+        assert trainer.is_running()
+        owner.kill()
+    trainer.wait(timeout=10)
+
+
+def test_trainer_spawned_by_another_thread_dies_with_that_thread(start: Callable[..., TrainerProcess]) -> None:
+    """The trap behind 'spawn from the thread that supervises': shown here so that nobody walks into it."""
+    trainers: list[TrainerProcess] = []
+
+    def spawn() -> None:
+        trainers.append(start("deaf"))
+        records(trainers[0], 1)
+
+    thread = threading.Thread(target=spawn)
+    thread.start()
+    thread.join()
+    assert wait_exit(trainers[0]) == -signal.SIGKILL
