@@ -1,0 +1,1 @@
+"""Every performance claim and results table, each a command: `python benchmarks/NAME.py --json PATH`."""
