@@ -1,7 +1,63 @@
-"""Rewards: graders as data (`GraderSpec`), compiled once and run on many samples. Torch-free."""
+"""Rewards: graders as data (`GraderSpec`), compiled once, run on many samples. Torch-free.
+
+    grader = compile_grader({"type": "sudoku", "name": "grid"})
+    grade = grader.grade(Sample(output_text="..."), {"puzzle": "..."})
+
+The same code grades in training, evaluation and the service. A new grader is a spec class in `bgpo.rewards.spec`, a
+file here, and one case in `compile_grader`.
+"""
 
 from __future__ import annotations
 
-from bgpo.rewards.spec import GraderSpec, parse_grader_spec
+from collections.abc import Mapping, Sequence
+from typing import Any, assert_never
 
-__all__ = ["GraderSpec", "parse_grader_spec"]
+from bgpo.rewards.countdown import CountdownGrader
+from bgpo.rewards.grade import Grade, GradeErrorInfo, GradeErrorKind, Grader, Sample
+from bgpo.rewards.multi import MultiGrader
+from bgpo.rewards.spec import (
+    AnyGraderSpec,
+    CountdownSpec,
+    GraderSpec,
+    MultiSpec,
+    StringCheckSpec,
+    SudokuSpec,
+    parse_grader_spec,
+)
+from bgpo.rewards.string_check import StringCheckGrader
+from bgpo.rewards.sudoku import SudokuGrader
+
+__all__ = [
+    "Grade",
+    "GradeErrorInfo",
+    "GradeErrorKind",
+    "Grader",
+    "GraderSpec",
+    "Sample",
+    "compile_grader",
+    "grade_batch",
+    "parse_grader_spec",
+]
+
+
+def compile_grader(spec: AnyGraderSpec | Mapping[str, Any]) -> Grader:
+    """Make a grader from its specification or wire form. Raises SpecError for a wire form that does not validate."""
+    if isinstance(spec, Mapping):
+        spec = parse_grader_spec(spec)
+    match spec:
+        case StringCheckSpec():
+            return StringCheckGrader(spec)
+        case SudokuSpec():
+            return SudokuGrader(spec)
+        case CountdownSpec():
+            return CountdownGrader(spec)
+        case MultiSpec():
+            graders = {key: compile_grader(sub) for key, sub in spec.graders.items()}
+            return MultiGrader(spec.name, graders, spec.calculate_output)
+        case _:
+            assert_never(spec)
+
+
+def grade_batch(grader: Grader, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]:
+    """Grade samples against their rows, in order. Raises ValueError when the lengths differ."""
+    return [grader.grade(sample, item) for sample, item in zip(samples, items, strict=True)]

@@ -8,12 +8,21 @@ here, added to `SingleGraderSpec`, and one line in the registry of `bgpo.rewards
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from bgpo.errors import SpecError
-from bgpo.rewards.formula import MAX_LENGTH, FormulaError, compile_formula, is_name
+from bgpo.rewards.formula import MAX_LENGTH, compile_formula, is_name
 from bgpo.rewards.templates import parse_template
 
 MAX_SUB_GRADERS = 64
@@ -78,16 +87,20 @@ class MultiSpec(_GraderSpec):
     graders: dict[str, SingleGraderSpec] = Field(min_length=1, max_length=MAX_SUB_GRADERS)
     calculate_output: Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]
 
-    @model_validator(mode="after")
-    def _formula(self) -> Self:
-        for key in self.graders:
+    @field_validator("graders")
+    @classmethod
+    def _keys(cls, graders: dict[str, SingleGraderSpec]) -> dict[str, SingleGraderSpec]:
+        for key in graders:
             if not is_name(key):
-                raise ValueError(f"graders: key '{key}' must be a name usable in calculate_output")
-        try:
-            compile_formula(self.calculate_output, self.graders)
-        except FormulaError as error:
-            raise ValueError(f"calculate_output: {error}") from error
-        return self
+                raise ValueError(f"key '{key}' must be a name that calculate_output can use")
+        return graders
+
+    @field_validator("calculate_output")
+    @classmethod
+    def _formula(cls, text: str, info: ValidationInfo) -> str:
+        if "graders" in info.data:  # absent when it did not validate itself
+            compile_formula(text, info.data["graders"])
+        return text
 
 
 GraderSpec = Annotated[StringCheckSpec | SudokuSpec | CountdownSpec | MultiSpec, Field(discriminator="type")]
@@ -106,7 +119,10 @@ def parse_grader_spec(source: Mapping[str, Any]) -> AnyGraderSpec:
         return _ADAPTER.validate_python(dict(source))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise SpecError(first["msg"], wire_path(first["loc"], source) or None) from error
+        path = wire_path(first["loc"], source)
+        if first["type"].startswith("union_tag"):
+            path = f"{path}.type".lstrip(".")
+        raise SpecError(first["msg"].removeprefix("Value error, "), path or None) from error
 
 
 def wire_path(loc: Sequence[str | int], source: Any) -> str:

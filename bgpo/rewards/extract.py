@@ -1,0 +1,34 @@
+"""Finding the answer in a completion: `<answer>` tags and `\\boxed{}`, shared by the graders that parse answers."""
+
+from __future__ import annotations
+
+import re
+
+MAX_TEXT = 65_536
+"""Only this many trailing characters of a completion are searched: an answer comes last."""
+
+_OPEN, _CLOSE, _BOXED = "<answer>", "</answer>", "\\boxed{"
+_BRACE = re.compile(r"\\boxed\{|[{}]")
+
+
+def answer_text(text: str) -> str:
+    """The content of the last `<answer>` tag (to the end if never closed), or the whole text without tags."""
+    text = text[-MAX_TEXT:]
+    start = text.rfind(_OPEN)
+    if start < 0:
+        return text
+    content = text[start + len(_OPEN) :]
+    end = content.find(_CLOSE)
+    return content if end < 0 else content[:end]
+
+
+def boxed(text: str) -> str | None:
+    """The content of the `\\boxed{...}` that closes last, nested braces included, in one pass."""
+    found: str | None = None
+    opened: list[int | None] = []  # start of a box's content, None for an ordinary brace
+    for brace in _BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append(brace.end() if brace[0] == _BOXED else None)
+        elif opened and (start := opened.pop()) is not None:
+            found = text[start : brace.start()]
+    return found
