@@ -1,0 +1,114 @@
+"""Errors of the service: a `BgpoError` with an HTTP status, rendered by the API as the error envelope."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bgpo.errors import BgpoError
+
+
+class ServiceError(BgpoError):
+    """Base of the errors a request can end with."""
+
+    status: int = 500
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param)
+        self.args = (message, param, code)
+        if code is not None:
+            self.code = code
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Extra response headers."""
+        return {}
+
+
+class InvalidRequest(ServiceError):
+    """The request is wrong; repeating it cannot help."""
+
+    status = 400
+    code = "invalid_value"
+
+
+class InvalidState(InvalidRequest):
+    """The object's state does not allow this."""
+
+    code = "invalid_state"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}
+
+
+class Unauthorized(ServiceError):
+    """No key or a wrong one."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
+class Forbidden(ServiceError):
+    """The request comes from where it may not come from."""
+
+    status = 403
+    code = "insufficient_permissions"
+
+
+class NotFound(ServiceError):
+    """No such object, or not the caller's."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(ServiceError):
+    """Two requests contradict each other. Clients retry a 409 unless told not to."""
+
+    status = 409
+    code = "conflict"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}
+
+
+class TooLarge(ServiceError):
+    """The body exceeds a limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMedia(ServiceError):
+    """The body's type or encoding is not accepted."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class RangeNotSatisfiable(ServiceError):
+    """The byte range lies outside the file."""
+
+    status = 416
+    code = "range_not_satisfiable"
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.args = (message, size)
+        self.size = size
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"content-range": f"bytes */{self.size}"}
+
+
+class Unavailable(ServiceError):
+    """A part of the service is down; the client may try again."""
+
+    status = 503
+    code = "unavailable"

@@ -1,0 +1,138 @@
+"""Jobs as users see them: insert, read, list, and the wishes cancel, pause and resume. Always within a project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from jobs.db import now
+from jobs.errors import InvalidState
+from jobs.ids import JOB, is_id
+from jobs.repositories import events
+from jobs.repositories.dialect import has_pair
+from jobs.repositories.jobs import move
+from jobs.states import TERMINAL, Actor, State
+from jobs.tables import Job
+
+
+def insert(session: Session, job: Job) -> Job:
+    """Add a job; the database sets its creation time. Raises IntegrityError when its idempotency key is taken."""
+    job.created_at = session.scalars(sa.select(now())).one()
+    session.add(job)
+    session.flush()
+    return job
+
+
+def get(session: Session, project_id: str, job_id: str) -> Job | None:
+    """One job by id."""
+    if not is_id(JOB, job_id):
+        return None
+    statement = sa.select(Job).where(Job.id == job_id, Job.project_id == project_id)
+    return session.scalar(statement.execution_options(populate_existing=True))
+
+
+def by_idempotency_key(session: Session, project_id: str, key: str) -> Job | None:
+    """The job a request with this key made."""
+    return session.scalar(sa.select(Job).where(Job.project_id == project_id, Job.idempotency_key == key))
+
+
+def page(
+    session: Session,
+    project_id: str,
+    *,
+    after: Job | None,
+    limit: int,
+    tags: Mapping[str, str] | None = None,
+    untagged: bool = False,
+) -> list[Job]:
+    """Up to `limit` jobs, newest first; only those with all of `tags`, or with none at all."""
+    order = (Job.created_at.desc(), Job.id.desc())
+    statement = sa.select(Job).where(Job.project_id == project_id).order_by(*order).limit(limit)
+    if after is not None:
+        here = sa.tuple_(Job.created_at, Job.id)
+        statement = statement.where(here < sa.tuple_(sa.literal(after.created_at, sa.Double()), after.id))
+    for key, value in (tags or {}).items():
+        statement = statement.where(has_pair(session, Job.tags, key, value))
+    if untagged:
+        statement = statement.where(Job.tags.is_(None))
+    return list(session.scalars(statement))
+
+
+def succeeded(session: Session, project_id: str) -> list[Job]:
+    """All jobs that made a model, oldest first."""
+    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED)
+    return list(session.scalars(sa.select(Job).where(*where).order_by(Job.created_at, Job.id)))
+
+
+def by_tuned_model(session: Session, project_id: str, name: str) -> Job | None:
+    """The succeeded job that made this model."""
+    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, Job.tuned_model == name)
+    return session.scalar(sa.select(Job).where(*where))
+
+
+def queue(session: Session, job_id: str) -> None:
+    """Validation is over: let workers have it."""
+    move(session, job_id, State.QUEUED, Actor.API)
+
+
+def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
+    """Wish it cancelled: at once when no worker has it, else the worker is told. None when there is no such job."""
+    job = _lock(session, project_id, job_id)
+    if job is None or job.state in (State.CANCELLING, State.CANCELLED):
+        return job
+    _refuse_terminal(job, "cancelled")
+    busy = job.state in (State.RUNNING, State.PAUSING)
+    target = State.CANCELLING if busy else State.CANCELLED
+    move(session, job_id, target, Actor.API, desired="cancel", finished_at=now())
+    events.append(session, job_id, None, "info", "Fine-tuning job cancelled")
+    return get(session, project_id, job_id)
+
+
+def pause(session: Session, project_id: str, job_id: str) -> Job | None:
+    """Wish it paused: at once when no worker has it, else after a checkpoint."""
+    job = _lock(session, project_id, job_id)
+    if job is None or job.state in (State.PAUSING, State.PAUSED):
+        return job
+    _refuse_terminal(job, "paused")
+    if job.state == State.CANCELLING:
+        raise InvalidState(f"Job {job_id} is cancelled and cannot be paused.")
+    target = State.PAUSING if job.state == State.RUNNING else State.PAUSED
+    move(session, job_id, target, Actor.API, desired="pause")
+    message = "Pausing after the next checkpoint" if target == State.PAUSING else "Fine-tuning job paused"
+    events.append(session, job_id, None, "info", message)
+    return get(session, project_id, job_id)
+
+
+def resume(session: Session, project_id: str, job_id: str) -> Job | None:
+    """Queue a paused job again."""
+    job = _lock(session, project_id, job_id)
+    if job is None or job.state in (State.VALIDATING, State.QUEUED, State.RUNNING):
+        return job
+    _refuse_terminal(job, "resumed")
+    if job.state != State.PAUSED:
+        raise InvalidState(f"Job {job_id} is {job.state}; it can be resumed once it is paused.")
+    move(session, job_id, State.QUEUED, Actor.API, desired="run", not_before=0.0, rung_at=None)
+    events.append(session, job_id, None, "info", "Fine-tuning job resumed")
+    return get(session, project_id, job_id)
+
+
+def _lock(session: Session, project_id: str, job_id: str) -> Job | None:
+    if not is_id(JOB, job_id):
+        return None
+    statement = sa.select(Job).where(Job.id == job_id, Job.project_id == project_id)
+    return session.scalar(statement.with_for_update(key_share=True))
+
+
+def _refuse_terminal(job: Job, participle: str) -> None:
+    if job.state in TERMINAL:
+        raise InvalidState(f"Job {job.id} has already {_ENDED[State(job.state)]} and cannot be {participle}.")
+
+
+_ENDED: dict[State, Any] = {
+    State.SUCCEEDED: "succeeded",
+    State.FAILED: "failed",
+    State.CANCELLED: "been cancelled",
+}

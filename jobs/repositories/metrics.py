@@ -1,0 +1,61 @@
+"""Metric values of a job. Replayed steps of a newer epoch replace the values of an older one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from jobs.db import now
+from jobs.repositories import jobs
+from jobs.repositories.dialect import insert
+from jobs.states import State
+from jobs.tables import Metric
+
+
+def upsert(session: Session, job_id: str, epoch: int, step: int, split: str, values: Mapping[str, float]) -> bool:
+    """Store the values of a step; False when `epoch` no longer holds the job. Non-finite values are left out."""
+    state = jobs.hold(session, job_id, epoch)
+    if state is None:
+        return False
+    rows = [
+        {"job_id": job_id, "step": step, "split": split, "name": name, "value": value, "epoch": epoch}
+        for name, value in values.items()
+        if math.isfinite(value)
+    ]
+    if state == State.CANCELLING or not rows:
+        return True
+    statement = insert(session, Metric).values([{**row, "created_at": now()} for row in rows])
+    new = statement.excluded
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["job_id", "step", "split", "name"],
+            set_={"value": new.value, "epoch": new.epoch, "created_at": new.created_at},
+            where=Metric.epoch <= new.epoch,
+        )
+    )
+    return True
+
+
+def series(
+    session: Session,
+    job_id: str,
+    *,
+    names: Sequence[str] | None = None,
+    split: str | None = None,
+    since_step: int | None = None,
+    until_step: int | None = None,
+) -> list[Metric]:
+    """Values ordered by step, split and name; steps are inclusive."""
+    statement = sa.select(Metric).where(Metric.job_id == job_id).order_by(Metric.step, Metric.split, Metric.name)
+    if names is not None:
+        statement = statement.where(Metric.name.in_(names))
+    if split is not None:
+        statement = statement.where(Metric.split == split)
+    if since_step is not None:
+        statement = statement.where(Metric.step >= since_step)
+    if until_step is not None:
+        statement = statement.where(Metric.step <= until_step)
+    return list(session.scalars(statement))

@@ -1,0 +1,83 @@
+"""One settings object, read from `BGPO_*` environment variables.
+
+Every default derives from `home`, so an embedded installation needs no setting at all. Secrets are `SecretStr`: they do
+not show in logs or tracebacks.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_EXAMPLE_MODELS = Path(__file__).resolve().parent.parent / "examples" / "models"
+
+
+class Settings(BaseSettings):
+    """Configuration of the API, the workers and the command line."""
+
+    model_config = SettingsConfigDict(env_prefix="BGPO_", extra="ignore", frozen=True)
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".bgpo", description="Folder of everything embedded.")
+    database_url: str = Field("", description="SQLAlchemy URL; empty = SQLite under home.")
+    redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Broker of the doorbell.")
+    artifacts_url: str = Field("", description="fsspec URL (file://, s3://, memory://); empty = a folder under home.")
+    model_root: Path = Field(_EXAMPLE_MODELS, description="Each sub-folder with a config.json is a base model.")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    api_key: SecretStr | None = Field(None, description="The bearer key; None = any key, loopback only.")
+    max_file_bytes: int = Field(512 * 1024 * 1024, ge=1)
+    max_line_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Longest JSONL line.")
+
+    lease_s: float = Field(60, gt=0, description="A worker that did not renew for this long may have lost its job.")
+    beat_s: float = Field(15, gt=0)
+    self_fence_s: float = Field(45, gt=0, description="A worker that could not renew for this long kills the trainer.")
+    reap_after_s: float = Field(10, ge=0, description="Wait this long after a lease ended before taking the job.")
+    stop_grace_s: float = Field(60, gt=0, description="Time for the trainer to stop by itself.")
+    reconcile_s: float = Field(5, gt=0)
+    max_attempts: int = Field(3, ge=1, description="Attempts of a job without a new checkpoint.")
+    trainer_device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    trainer_threads: int | None = Field(None, ge=1, description="CPU threads of a trainer; None = torch's default.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    @model_validator(mode="after")
+    def _defaults_under_home(self) -> Self:
+        home = self.home.expanduser().resolve()
+        values = {
+            "home": home,
+            "database_url": self.database_url or f"sqlite:///{home / 'bgpo.db'}",
+            "artifacts_url": self.artifacts_url or f"file://{home / 'artifacts'}",
+            "model_root": self.model_root.expanduser().resolve(),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # frozen for everyone else
+        return self
+
+    @model_validator(mode="after")
+    def _lease_outlives_self_fence(self) -> Self:
+        if not self.beat_s < self.self_fence_s < self.lease_s:
+            raise ValueError(
+                f"need beat_s < self_fence_s < lease_s, got {self.beat_s}, {self.self_fence_s}, {self.lease_s}"
+            )
+        return self
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for files on their way into the artifact store."""
+        return self.home / "tmp"
+
+    @property
+    def loopback_only(self) -> bool:
+        """Whether `host` cannot be reached from another machine."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

@@ -1,0 +1,213 @@
+"""The tables. All times are unix seconds (UTC) on the database's clock; states are stored as their strings.
+
+Every table that belongs to a user carries or reaches a `project_id`. Schema changes go through `migrations/`; a test
+holds that the migrations produce exactly these tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+DEFAULT_PROJECT = "proj_default"
+"""The one project until keys and projects exist."""
+
+Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+class Base(DeclarativeBase):
+    """Declares names for all constraints, so that migrations can refer to them."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads a plain dict
+        str: sa.Text(),
+        float: sa.Double(),
+        int: sa.BigInteger(),
+        dict[str, Any]: Json,
+        list[dict[str, Any]]: Json,
+    }
+
+
+class File(Base):
+    """An uploaded file; its bytes are in the artifact store under `key`."""
+
+    __tablename__ = "files"
+    __table_args__ = (sa.Index(None, "project_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str]
+    created_at: Mapped[float]
+    filename: Mapped[str]
+    """As the client gave it: for display, never a path."""
+    purpose: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    key: Mapped[str]
+    summary: Mapped[dict[str, Any] | None]
+    """What the upload check of a fine-tune file saw, see `jobs.services.dataset`."""
+
+
+class Job(Base):
+    """One fine-tuning job: what was asked (immutable), and where it stands."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        sa.UniqueConstraint("project_id", "idempotency_key"),
+        sa.UniqueConstraint("project_id", "tuned_model"),
+        sa.Index(None, "project_id", "created_at", "id"),
+        sa.Index(None, "state", "not_before"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str]
+    created_at: Mapped[float]
+    idempotency_key: Mapped[str | None]
+    request_hash: Mapped[str]
+    """Of the create body, to tell a repeated request from another one with the same key."""
+
+    model: Mapped[str]
+    """Id of the base model."""
+    training_file: Mapped[str]
+    validation_file: Mapped[str | None]
+    suffix: Mapped[str | None]
+    tags: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    seed: Mapped[int]
+    method: Mapped[dict[str, Any]]
+    """The method as the wire shows it, with resolved hyperparameters."""
+    recipe: Mapped[dict[str, Any]]
+    """A `bgpo.spec.Recipe`: what the trainer is told."""
+    tuned_model: Mapped[str]
+    """Name of the resulting model; shown only when the job has succeeded."""
+    total_steps: Mapped[int]
+
+    state: Mapped[str]
+    desired: Mapped[str]
+    """What the user wants of the run: run, pause or cancel."""
+    phase: Mapped[str | None]
+    epoch: Mapped[int] = mapped_column(default=0)
+    """Counts claims; every write of a worker is guarded by it."""
+    attempts_left: Mapped[int]
+    max_attempts: Mapped[int]
+    lease_owner: Mapped[str | None]
+    lease_until: Mapped[float | None]
+    not_before: Mapped[float] = mapped_column(default=0.0)
+    rung_at: Mapped[float | None]
+    last_step: Mapped[int] = mapped_column(default=0)
+    resume_checkpoint_id: Mapped[str | None]
+    final_checkpoint_id: Mapped[str | None]
+    event_seq: Mapped[int] = mapped_column(default=0)
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    error_param: Mapped[str | None]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+
+class Attempt(Base):
+    """One claim of a job by a worker."""
+
+    __tablename__ = "job_attempts"
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    worker_id: Mapped[str]
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    outcome: Mapped[str | None]
+    exit_code: Mapped[int | None]
+    signal: Mapped[int | None]
+
+
+class Event(Base):
+    """Something a user is told about a job; `seq` has no gaps and follows commit order."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(unique=True)
+    epoch: Mapped[int | None]
+    created_at: Mapped[float]
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+
+
+class Metric(Base):
+    """One value of one step."""
+
+    __tablename__ = "job_metrics"
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[float]
+    epoch: Mapped[int]
+    created_at: Mapped[float]
+
+
+class Sample(Base):
+    """One logged rollout."""
+
+    __tablename__ = "job_samples"
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    prompt: Mapped[str]
+    completion: Mapped[str]
+    reward: Mapped[float | None]
+    scores: Mapped[dict[str, Any]]
+    error: Mapped[str | None]
+    epoch: Mapped[int]
+    created_at: Mapped[float]
+
+
+class Checkpoint(Base):
+    """A complete checkpoint in the artifact store: the row is written after all its files."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (sa.UniqueConstraint("job_id", "step"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"))
+    epoch: Mapped[int]
+    step: Mapped[int]
+    created_at: Mapped[float]
+    name: Mapped[str] = mapped_column(unique=True)
+    """Model id of the checkpoint, `ft:...:ckpt-step-N`."""
+    key: Mapped[str]
+    """Prefix of its files in the artifact store."""
+    manifest: Mapped[list[dict[str, Any]]]
+    """Of each file: path, bytes, sha256, kind."""
+    manifest_sha256: Mapped[str]
+    bytes: Mapped[int]
+    final: Mapped[bool]
+    metrics: Mapped[dict[str, Any]]
+
+
+class Worker(Base):
+    """A worker process, as it last reported itself."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str]
+    version: Mapped[str]
+    started_at: Mapped[float]
+    last_seen: Mapped[float]

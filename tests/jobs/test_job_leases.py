@@ -1,0 +1,278 @@
+"""Claim, lease, fencing and the ends of a run, on both databases."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.artifacts import Manifest
+from jobs.db import Database, now
+from jobs.repositories import checkpoints, events, job_rows, jobs, metrics, samples
+from jobs.states import State
+from jobs.tables import DEFAULT_PROJECT, Attempt, Job
+
+Make = Callable[..., str]
+MakeRunning = Callable[..., jobs.Claim]
+Get = Callable[[str], Job]
+Put = Callable[..., None]
+
+
+def messages(db: Database, job_id: str) -> list[str]:
+    with db.read() as session:
+        return [event.message for event in events.since(session, job_id, 0, 1000)]
+
+
+class TestClaim:
+    def test_gives_a_new_epoch_a_lease_and_an_attempt(self, db: Database, make_job: Make, get_job: Get) -> None:
+        job_id = make_job()
+        with db.transaction() as session:
+            claim = jobs.claim(session, job_id, "worker-1", 60)
+        assert claim is not None
+        assert (claim.epoch, claim.recipe, claim.training_file) == (1, {"seed": 1}, "file-train")
+        job = get_job(job_id)
+        assert (job.state, job.lease_owner) == (State.RUNNING, "worker-1")
+        with db.read() as session:
+            assert session.get_one(Attempt, (job_id, 1)).worker_id == "worker-1"
+            left = session.scalars(sa.select(Job.lease_until - now())).one()
+        assert left is not None
+        assert 50 < left <= 60
+
+    @pytest.mark.parametrize(
+        "values",
+        [{"state": "running"}, {"state": "paused"}, {"state": "failed"}, {"desired": "pause"}, {"not_before": 4e9}],
+    )
+    def test_takes_only_a_queued_job_that_is_due(self, db: Database, make_job: Make, values: dict[str, object]) -> None:
+        job_id = make_job(**values)
+        with db.transaction() as session:
+            assert jobs.claim(session, job_id, "worker-1", 60) is None
+
+    def test_unknown_job(self, db: Database) -> None:
+        with db.transaction() as session:
+            assert jobs.claim(session, "ftjob-none", "worker-1", 60) is None
+
+    def test_one_of_many_contenders_wins(self, db: Database, make_job: Make) -> None:
+        job_id, winners, barrier = make_job(), [], threading.Barrier(8)
+
+        def contend(name: str) -> None:
+            barrier.wait(10)
+            with db.transaction() as session:
+                if jobs.claim(session, job_id, name, 60):
+                    winners.append(name)
+
+        threads = [threading.Thread(target=contend, args=(f"worker-{i}",)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(winners) == 1
+
+
+class TestFencing:
+    @pytest.fixture
+    def old(self, make_running: MakeRunning, set_job: Put, db: Database) -> jobs.Claim:
+        """A claim whose job another worker has by now."""
+        old = make_running()
+        set_job(old.job_id, lease_until=0.0)
+        with db.transaction() as session:
+            assert jobs.reap(session, 10) == [old.job_id]
+        with db.transaction() as session:
+            assert jobs.claim(session, old.job_id, "worker-2", 60)
+        return old
+
+    def test_every_write_of_the_old_worker_is_refused(
+        self, db: Database, old: jobs.Claim, get_job: Get, manifest: Manifest
+    ) -> None:
+        before = get_job(old.job_id)
+        with db.transaction() as session:
+            key = (session, old.job_id, old.epoch)
+            assert jobs.renew(*key, 60) is None
+            assert not jobs.set_phase(*key, "training", 7)
+            assert not jobs.finish(*key, State.FAILED, error=jobs.JobError("x", "y"))
+            assert not jobs.hand_back(*key, spend_attempt=True, reason="x")
+            assert events.append(*key, "info", "late") is None
+            assert not metrics.upsert(*key, 1, "train", {"loss": 1.0})
+            assert not samples.upsert(
+                *key, step=1, split="train", index=0, prompt="", completion="", reward=0.0, scores={}, error=None
+            )
+            assert checkpoints.insert(*key, 1, "key", manifest, True, {}) is None
+        after = get_job(old.job_id)
+        assert (after.epoch, after.state, after.event_seq) == (before.epoch, before.state, before.event_seq)
+
+    def test_a_lease_in_its_grace_period_is_not_reaped(
+        self, db: Database, make_running: MakeRunning, set_job: Put
+    ) -> None:
+        claim = make_running()
+        set_job(claim.job_id, lease_until=now() - 5)
+        with db.transaction() as session:
+            assert jobs.reap(session, 10) == []
+            assert jobs.renew(session, claim.job_id, claim.epoch, 60) == "run"
+
+
+class TestEnds:
+    def test_success_needs_a_final_checkpoint(
+        self, db: Database, make_running: MakeRunning, get_job: Get, manifest: Manifest
+    ) -> None:
+        claim = make_running()
+        with pytest.raises(ValueError, match="final checkpoint"), db.transaction() as session:
+            jobs.finish(session, claim.job_id, claim.epoch, State.SUCCEEDED)
+        assert get_job(claim.job_id).state == State.RUNNING
+        with db.transaction() as session:
+            made = checkpoints.insert(session, claim.job_id, claim.epoch, 20, "key", manifest, True, {})
+            assert jobs.finish(session, claim.job_id, claim.epoch, State.SUCCEEDED, exit_code=0)
+        job = get_job(claim.job_id)
+        assert (job.state, job.final_checkpoint_id, job.lease_until) == (State.SUCCEEDED, made, None)
+        assert messages(db, claim.job_id)[-1] == "The job has successfully completed"
+        with db.read() as session:
+            attempt = session.get_one(Attempt, (claim.job_id, 1))
+        assert (attempt.outcome, attempt.exit_code) == ("succeeded", 0)
+
+    def test_failure_keeps_its_reason(self, db: Database, make_running: MakeRunning, get_job: Get) -> None:
+        claim = make_running()
+        error = jobs.JobError("oom", "Out of memory\x00.", "method", detail="Traceback")
+        with db.transaction() as session:
+            assert jobs.finish(session, claim.job_id, claim.epoch, "failed", error=error)
+        job = get_job(claim.job_id)
+        assert (job.error_code, job.error_message, job.error_param) == ("oom", "Out of memory\ufffd.", "method")
+        with db.read() as session:
+            [event] = events.page(session, claim.job_id, before_seq=None, limit=1)
+        assert (event.level, event.data) == ("error", {"code": "oom", "log_tail": "Traceback"})
+
+    @pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled", "hand_back", "reap"])
+    def test_a_cancelled_job_ends_cancelled(
+        self, db: Database, make_running: MakeRunning, get_job: Get, set_job: Put, end: str
+    ) -> None:
+        claim = make_running()
+        with db.transaction() as session:
+            job_rows.cancel(session, DEFAULT_PROJECT, claim.job_id)
+        wished = get_job(claim.job_id)
+        assert wished.state == State.CANCELLING
+        set_job(claim.job_id, lease_until=0.0)
+        with db.transaction() as session:
+            if end == "reap":
+                assert jobs.reap(session, 10) == [claim.job_id]
+            elif end == "hand_back":
+                assert jobs.hand_back(session, claim.job_id, claim.epoch, spend_attempt=True, reason="x")
+            else:
+                assert jobs.finish(session, claim.job_id, claim.epoch, end, error=jobs.JobError("a", "b"))
+        job = get_job(claim.job_id)
+        assert (job.state, job.finished_at) == (State.CANCELLED, wished.finished_at)
+        assert job.error_code is None
+
+    def test_nothing_of_a_cancelled_job_shows_up_later(
+        self, db: Database, make_running: MakeRunning, manifest: Manifest
+    ) -> None:
+        claim = make_running()
+        key = (claim.job_id, claim.epoch)
+        with db.transaction() as session:
+            job_rows.cancel(session, DEFAULT_PROJECT, claim.job_id)
+        before = messages(db, claim.job_id)
+        with db.transaction() as session:
+            assert jobs.renew(session, *key, 60) == "cancel"
+            assert events.append(session, *key, "info", "late") == 0
+            assert metrics.upsert(session, *key, 1, "train", {"loss": 1.0})
+            assert checkpoints.insert(session, *key, 1, "key", manifest, True, {}) is None
+        assert messages(db, claim.job_id) == before
+        with db.read() as session:
+            assert metrics.series(session, claim.job_id) == []
+
+    def test_crashes_spend_attempts_and_checkpoints_refill_them(
+        self, db: Database, make_job: Make, get_job: Get, manifest: Manifest
+    ) -> None:
+        job_id = make_job()
+
+        def crash(*, checkpoint: int | None = None) -> str:
+            with db.transaction() as session:
+                claim = jobs.claim(session, job_id, "worker-1", 60)
+                assert claim is not None
+                if checkpoint:
+                    assert checkpoints.insert(session, job_id, claim.epoch, checkpoint, "k", manifest, False, {})
+                assert jobs.hand_back(session, job_id, claim.epoch, spend_attempt=True, reason="signal 9", signal=9)
+            return get_job(job_id).state
+
+        assert [crash(), crash(), crash(checkpoint=5), crash(), crash()] == ["queued"] * 4 + ["failed"]
+        job = get_job(job_id)
+        assert (job.error_code, job.epoch) == ("worker_lost", 5)
+        assert job.error_message == "signal 9; no attempt is left"
+
+    def test_a_drain_costs_no_attempt_and_rings_again(self, db: Database, make_running: MakeRunning) -> None:
+        claim = make_running(attempts_left=1)
+        with db.transaction() as session:
+            jobs.mark_rung(session, [claim.job_id])
+            assert jobs.hand_back(session, claim.job_id, claim.epoch, spend_attempt=False, reason="drain")
+            assert jobs.to_ring(session) == [claim.job_id]
+            jobs.mark_rung(session, [claim.job_id])
+            assert jobs.to_ring(session) == []
+            assert jobs.to_ring(session, older_than_s=-1) == [claim.job_id]
+
+    def test_back_off(self, db: Database, make_running: MakeRunning) -> None:
+        claim = make_running()
+        with db.transaction() as session:
+            jobs.hand_back(session, claim.job_id, claim.epoch, spend_attempt=True, reason="x", not_before_s=30)
+            assert jobs.to_ring(session) == []
+            assert jobs.claim(session, claim.job_id, "worker-1", 60) is None
+
+    def test_pause_and_resume(self, db: Database, make_running: MakeRunning, get_job: Get, manifest: Manifest) -> None:
+        claim = make_running()
+        with db.transaction() as session:
+            job_rows.pause(session, DEFAULT_PROJECT, claim.job_id)
+            assert jobs.renew(session, claim.job_id, claim.epoch, 60) == "pause"
+            made = checkpoints.insert(session, claim.job_id, claim.epoch, 3, "key", manifest, False, {})
+            assert jobs.finish(session, claim.job_id, claim.epoch, State.PAUSED)
+            assert jobs.claim(session, claim.job_id, "worker-2", 60) is None
+            job_rows.resume(session, DEFAULT_PROJECT, claim.job_id)
+        with db.transaction() as session:
+            again = jobs.claim(session, claim.job_id, "worker-2", 60)
+        assert again is not None
+        assert (again.epoch, again.resume_checkpoint_id) == (2, made)
+
+
+class TestWrites:
+    def test_events_have_no_gaps_under_concurrent_writers(self, db: Database, make_running: MakeRunning) -> None:
+        claim = make_running()
+
+        def write(name: str) -> None:
+            for i in range(10):
+                with db.transaction() as session:
+                    events.append(session, claim.job_id, claim.epoch, "info", f"{name}.{i}")
+
+        threads = [threading.Thread(target=write, args=(str(i),)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        with db.read() as session:
+            assert [event.seq for event in events.since(session, claim.job_id, 0, 1000)] == list(range(1, 42))
+
+    def test_replayed_steps_replace_values(
+        self, db: Database, make_running: MakeRunning, set_job: Put, manifest: Manifest
+    ) -> None:
+        first = make_running()
+        with db.transaction() as session:
+            metrics.upsert(session, first.job_id, 1, 1, "train", {"loss": 1.0, "entropy": float("nan")})
+            jobs.hand_back(session, first.job_id, 1, spend_attempt=True, reason="x")
+        with db.transaction() as session:
+            assert jobs.claim(session, first.job_id, "w", 60)
+            assert metrics.upsert(session, first.job_id, 2, 1, "train", {"loss": 2.0})
+            assert checkpoints.insert(session, first.job_id, 2, 1, "a", manifest, False, {"loss": 2.0})
+            one = checkpoints.page(session, first.job_id, after=None, limit=9)
+            assert checkpoints.insert(session, first.job_id, 2, 1, "b", manifest, False, {}) == one[0].id
+        with db.read() as session:
+            assert [(m.name, m.value, m.epoch) for m in metrics.series(session, first.job_id)] == [("loss", 2.0, 2)]
+            assert [c.key for c in checkpoints.page(session, first.job_id, after=None, limit=9)] == ["b"]
+
+    def test_samples_survive_what_models_write(self, db: Database, make_running: MakeRunning) -> None:
+        claim = make_running()
+        bad = "a\x00b\ud800" + "c" * 100_000
+        with db.transaction() as session:
+            for _ in range(2):
+                assert samples.upsert(
+                    session, claim.job_id, 1, step=1, split="train", index=0,
+                    prompt=bad, completion=bad, reward=0.5, scores={"g": 0.5}, error=bad,
+                )  # fmt: skip
+        with db.read() as session:
+            [row] = samples.page(session, claim.job_id, after=None, limit=10)
+        assert row.completion.startswith("a\ufffdb?ccc")
+        assert len(row.completion) == samples.MAX_TEXT
