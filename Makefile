@@ -85,5 +85,5 @@ clean: ## remove .venv and every cache and build product
 	@touch $@
 
 .venv/.dev: .venv/.setup
-	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,gpu,s3]'
 	@touch $@
