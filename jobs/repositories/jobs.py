@@ -8,7 +8,7 @@ job (or nobody may have it any more), and the caller must stop. Transitions take
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -105,6 +105,12 @@ def renew(session: Session, job_id: str, epoch: int, lease_s: float) -> str | No
     return desired
 
 
+def desired(session: Session, job_id: str, epoch: int) -> str | None:
+    """What `renew` returns, without renewing: cheap enough to ask each second."""
+    where = (Job.id == job_id, Job.epoch == epoch, Job.state.in_(ACTIVE))
+    return session.scalar(sa.select(Job.desired).where(*where))
+
+
 def set_phase(session: Session, job_id: str, epoch: int, phase: str, step: int) -> bool:
     """Record what the run does now; False when the job is not ours any more."""
     return _write(session, job_id, epoch, Job.id, phase=phase, last_step=step) is not None
@@ -147,18 +153,20 @@ def hand_back(
     reason: str,
     not_before_s: float = 0,
     code: str = "worker_lost",
+    detail: str | None = None,
     exit_code: int | None = None,
     signal: int | None = None,
 ) -> bool:
     """Give the job up so that it goes on from its last checkpoint; False when it is not ours any more.
 
-    With `spend_attempt` (a crash, not a drain) and no attempt left it fails with `code`. A job being cancelled or
-    paused becomes cancelled or paused.
+    With `spend_attempt` (a crash, not a drain) and no attempt left it fails with `code`, `reason` and `detail`. A job
+    being cancelled or paused becomes cancelled or paused.
     """
     current = hold(session, job_id, epoch)
     if current is None:
         return False
-    outcome = _release(session, job_id, current, Actor.WORKER, spend_attempt, reason, not_before_s, code)
+    error = JobError(code, reason, detail=detail)
+    outcome = _release(session, job_id, current, Actor.WORKER, spend_attempt, error, not_before_s)
     _close_attempt(session, job_id, epoch, outcome, exit_code, signal)
     return True
 
@@ -169,8 +177,8 @@ def reap(session: Session, reap_after_s: float, *, limit: int = 50) -> list[str]
     statement = sa.select(Job.id, Job.state, Job.epoch).where(*expired).order_by(Job.lease_until).limit(limit)
     rows = list(session.execute(statement.with_for_update(skip_locked=True, key_share=True)))
     for job_id, state, epoch in rows:
-        reason = "the worker was lost"
-        outcome = _release(session, job_id, State(state), Actor.RECONCILER, True, reason, 0, "worker_lost")
+        error = JobError("worker_lost", "the worker was lost")
+        outcome = _release(session, job_id, State(state), Actor.RECONCILER, True, error, 0)
         _close_attempt(session, job_id, epoch, outcome, None, None)
     return [job_id for job_id, _, _ in rows]
 
@@ -210,23 +218,22 @@ def _release(
     current: State,
     actor: Actor,
     spend_attempt: bool,
-    reason: str,
+    error: JobError,
     not_before_s: float,
-    code: str,
 ) -> State:
-    """End a run that did not end by itself. The caller holds the row."""
+    """End a run that did not end by itself, because of `error`. The caller holds the row."""
     if current in (State.CANCELLING, State.PAUSING):
         target = State.CANCELLED if current == State.CANCELLING else State.PAUSED
         _end(session, job_id, target, actor, None)
         return target
     left = session.scalars(sa.select(Job.attempts_left).where(Job.id == job_id)).one() - int(spend_attempt)
     if left <= 0:
-        message = f"{reason}; no attempt is left"
-        _end(session, job_id, State.FAILED, actor, JobError(code, message), attempts_left=0)
+        failure = replace(error, message=f"{error.message}; no attempt is left")
+        _end(session, job_id, State.FAILED, actor, failure, attempts_left=0)
         return State.FAILED
     again = {"attempts_left": left, "not_before": now() + not_before_s, "rung_at": None}
     move(session, job_id, State.QUEUED, actor, **again)
-    message = f"Training was interrupted: {reason}. It will continue from the last checkpoint"
+    message = f"Training was interrupted: {error.message}. It will continue from the last checkpoint"
     events.append(session, job_id, None, "warn" if spend_attempt else "info", message)
     return State.QUEUED
 
