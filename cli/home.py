@@ -38,7 +38,7 @@ class Home:
             lock.close()
             raise CliError(
                 f"{self.path} is in use by another stack (process {owner}): stop it or choose another --home"
-            )
+            ) from error
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
