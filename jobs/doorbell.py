@@ -42,6 +42,10 @@ class Doorbell:
             return False
         return True
 
+    def close(self) -> None:
+        """Close pooled connections."""
+        self._celery.close()
+
     def check(self) -> None:
         """Raise OSError when the broker cannot be reached."""
         try:

@@ -1,0 +1,39 @@
+"""The parts a process of the service works with, made once from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.artifacts import ArtifactStore
+from jobs.db import Database
+from jobs.doorbell import Doorbell
+from jobs.services.models import Catalog
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """Handed to every service function."""
+
+    settings: Settings
+    db: Database
+    store: ArtifactStore
+    doorbell: Doorbell
+    catalog: Catalog
+
+    @classmethod
+    def open(cls, settings: Settings) -> Context:
+        """Make the parts; connects to nothing yet."""
+        settings.scratch.mkdir(parents=True, exist_ok=True)
+        return cls(
+            settings=settings,
+            db=Database(settings.database_url),
+            store=ArtifactStore(settings.artifacts_url),
+            doorbell=Doorbell(settings.redis_url.get_secret_value()),
+            catalog=Catalog(settings.model_root),
+        )
+
+    def close(self) -> None:
+        """Close what keeps connections."""
+        self.db.dispose()
+        self.doorbell.close()
