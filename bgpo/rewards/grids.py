@@ -7,6 +7,7 @@ AND per given over 288-bit masks, fast enough to grade inside a training step. O
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from itertools import permutations
 
 CELLS = 16
@@ -34,6 +35,7 @@ def _fits(grid: str, row: str) -> bool:
 GRIDS = _enumerate()
 """Every valid grid, in ascending order."""
 
+_GRID_SET = frozenset(GRIDS)
 _ALL = (1 << len(GRIDS)) - 1
 _MASKS: dict[tuple[int, str], int] = {
     (cell, digit): sum(1 << index for index, grid in enumerate(GRIDS) if grid[cell] == digit)
@@ -42,18 +44,29 @@ _MASKS: dict[tuple[int, str], int] = {
 }
 
 
+def check_puzzle(puzzle: str) -> None:
+    """Raise ValueError unless a puzzle is 16 digits of 0..4 with an empty cell."""
+    if _PUZZLE.fullmatch(puzzle) is None or "0" not in puzzle:
+        raise ValueError(f"a puzzle is 16 digits 0..4, 0 for the empty cells, got {puzzle[:40]!r}")
+
+
+@lru_cache(maxsize=65_536)  # the responses of a group share their puzzle
 def solve(puzzle: str) -> str:
     """The unique solution of a puzzle.
 
     Raises:
-        ValueError: when it is not 16 digits of 0..4, or has no solution or several.
+        ValueError: when it is not a puzzle, or has no solution or several.
     """
-    if _PUZZLE.fullmatch(puzzle) is None:
-        raise ValueError(f"a puzzle is 16 digits 0..4 (0 = empty), got {puzzle[:40]!r}")
+    check_puzzle(puzzle)
     fitting = _fitting(puzzle)
     if fitting.bit_count() != 1:
         raise ValueError(f"puzzle {puzzle} has {fitting.bit_count()} solutions, not one")
     return GRIDS[fitting.bit_length() - 1]
+
+
+def is_solution(puzzle: str, answer: str) -> bool:
+    """Whether an answer is a full valid grid that keeps the givens of a well-formed puzzle."""
+    return answer in _GRID_SET and all(given in ("0", digit) for given, digit in zip(puzzle, answer, strict=True))
 
 
 def is_unique(puzzle: str) -> bool:

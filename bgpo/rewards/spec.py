@@ -54,11 +54,12 @@ class StringCheckSpec(_GraderSpec):
 
 
 class SudokuSpec(_GraderSpec):
-    """4x4 Sudoku against the unique solution of `puzzle` (16 digits, 0 = empty)."""
+    """4x4 Sudoku: `puzzle` is 16 digits, 0 = empty, with one solution; `solution` is only for puzzles with several."""
 
     type: Literal["sudoku"] = "sudoku"
     name: GraderName
     puzzle: TemplateText = "{{ item.puzzle }}"
+    solution: TemplateText | None = None
     input: TemplateText = "{{ sample.output_text }}"
     reward: Literal["solved", "cell_accuracy", "mixed"] = Field(
         "cell_accuracy",

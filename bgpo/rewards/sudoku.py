@@ -1,8 +1,10 @@
 """4x4 Sudoku: the whole grid (`solved`) and the share of empty cells filled with the right digit (`cell_accuracy`).
 
-The solution is computed from the puzzle, so rows need no solution field and a wrong one cannot teach anything. Solved
-means equal to the one grid that keeps the rules and the givens. Cell accuracy looks at the empty cells only, as in d1.
-The answer is the last block of 16 digits in the completion (inside the last `<answer>` tag, if there is one).
+The solution is computed from the puzzle, so rows need no solution field and a wrong one cannot teach anything. A puzzle
+with several solutions is a faulty item, unless the specification has a `solution` (d1's public test file needs that):
+then cells are counted against it, and any grid that keeps the rules and the givens is solved. Cell accuracy looks at
+the empty cells only, as in d1. The answer is the last block of 16 digits in the completion (inside the last `<answer>`
+tag, if there is one).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 from bgpo.rewards.extract import answer_text
 from bgpo.rewards.grade import Grade, GradeFault, Grader, Sample, rendered
-from bgpo.rewards.grids import CELLS, solve
+from bgpo.rewards.grids import CELLS, check_puzzle, is_solution, solve
 from bgpo.rewards.spec import SudokuSpec
 from bgpo.rewards.templates import parse_template
 
@@ -31,28 +33,35 @@ class SudokuGrader(Grader):
     def __init__(self, spec: SudokuSpec) -> None:
         self.name = spec.name
         self._puzzle = parse_template(spec.puzzle)
+        self._solution = parse_template(spec.solution) if spec.solution is not None else None
         self._input = parse_template(spec.input)
         self._reward = spec.reward
 
     def _grade(self, sample: Sample, item: Mapping[str, Any]) -> Grade:
-        puzzle = "".join(rendered(self._puzzle, sample, item).split())
-        solution = _solution(puzzle)
+        puzzle = _digits(rendered(self._puzzle, sample, item))
+        solution = self._reference(puzzle, sample, item)
         answer = extract_grid(rendered(self._input, sample, item))
-        solved = answer == solution
+        solved = answer is not None and is_solution(puzzle, answer)
         accuracy = cell_accuracy(puzzle, solution, answer) if answer is not None else 0.0
         score = {"solved": float(solved), "cell_accuracy": accuracy, "mixed": (solved + accuracy) / 2}[self._reward]
         metrics = {"solved": float(solved), "cell_accuracy": accuracy}
         return Grade(score, solved=solved, metrics=metrics, sub_scores={self.name: score})
 
+    def _reference(self, puzzle: str, sample: Sample, item: Mapping[str, Any]) -> str:
+        try:
+            if self._solution is None:
+                return solve(puzzle)
+            check_puzzle(puzzle)
+        except ValueError as error:
+            raise GradeFault(str(error)) from error
+        solution = _digits(rendered(self._solution, sample, item))
+        if not is_solution(puzzle, solution):
+            raise GradeFault(f"solution {solution[:40]!r} does not solve the puzzle {puzzle}")
+        return solution
 
-def _solution(puzzle: str) -> str:
-    try:
-        solution = solve(puzzle)
-    except ValueError as error:
-        raise GradeFault(str(error)) from error
-    if solution == puzzle:
-        raise GradeFault(f"puzzle {puzzle} has no empty cell")
-    return solution
+
+def _digits(text: str) -> str:
+    return "".join(text.split())
 
 
 def cell_accuracy(puzzle: str, solution: str, answer: str) -> float:
