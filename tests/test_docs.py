@@ -1,0 +1,37 @@
+"""The documentation against the code: links that resolve, pictures that still show what they picture."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import Settings
+from jobs.states import TRANSITIONS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_resolve(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text())
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_the_state_diagram_is_the_transition_table() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    arrows = re.findall(r"^ +(\w+) --> (\w+): ([\w, ]+)$", text.partition("stateDiagram-v2")[2], flags=re.MULTILINE)
+    shown = {(source, target): set(actors.split(", ")) for source, target, actors in arrows}
+    assert shown == {
+        (source.value, target.value): {actor.value for actor in actors}
+        for (source, target), actors in TRANSITIONS.items()
+    }
+
+
+def test_the_settings_named_exist() -> None:
+    named = set(re.findall(r"`(BGPO_[A-Z_]+)`", (ROOT / "docs" / "deployment.md").read_text()))
+    compose_only = {"BGPO_MODELS"}
+    assert named - compose_only <= {f"BGPO_{name.upper()}" for name in Settings.model_fields}
