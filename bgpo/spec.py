@@ -152,6 +152,10 @@ class RunSpec(Recipe):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda)$")
     threads: int | None = Field(None, ge=1, description="CPU threads of the trainer; None = torch's default.")
 
+    def recipe(self) -> Recipe:
+        """This run's recipe, without the paths."""
+        return Recipe.model_validate({name: getattr(self, name) for name in Recipe.model_fields})
+
 
 def parse_run_spec(source: Path | str | dict[str, Any]) -> RunSpec:
     """Read a run specification from a JSON file's path or a dict.

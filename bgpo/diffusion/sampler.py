@@ -120,9 +120,7 @@ def _first(flags_BG: Tensor) -> Tensor:
     return torch.where(found, flags_BG.to(torch.int8).argmax(-1), flags_BG.shape[1])
 
 
-def _step(
-    state: _Decoding, span: slice, quota: int, spec: RolloutSpec, noise_R: Tensor, temperature: float
-) -> None:
+def _step(state: _Decoding, span: slice, quota: int, spec: RolloutSpec, noise_R: Tensor, temperature: float) -> None:
     """Predict the masked positions of one block and commit the best of them."""
     policy, rows = state.policy, state.rows
     attention = None if state.attention_BT is None else state.attention_BT[rows]
@@ -140,7 +138,7 @@ def _step(
         confidence_M = uniform(substreams(keys_M, 1), 1)[:, 0].log()
     score_RK = torch.full(masked_RK.shape, -torch.inf, dtype=torch.float64, device=logits_MV.device)
     score_RK[row_M, position_M] = confidence_M
-    rank_RK = score_RK.argsort(-1, descending=True, stable=True).argsort(-1)
+    rank_RK = torch.argsort(score_RK, dim=-1, descending=True, stable=True).argsort(-1)
     chosen_RK = rank_RK < quota
     if spec.threshold is not None:
         chosen_RK = (rank_RK < 1) | (score_RK.exp() >= spec.threshold)

@@ -108,7 +108,7 @@ def save_weights(model: nn.Module, directory: Path, shard_bytes: int = DEFAULT_S
     if len(shards) == 1:
         save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, directory / file, metadata={"format": "pt"})

@@ -127,7 +127,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         def heads(projected: Tensor) -> Tensor:
-            return projected.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+            split: Tensor = projected.unflatten(-1, (-1, self.head_width))
+            return split.transpose(1, 2)
 
         h = self.attn_norm(x)
         q, k, v = heads(self.q_proj(h)), heads(self.k_proj(h)), heads(self.v_proj(h))
@@ -135,7 +136,8 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.grouped)
         x = x + self.attn_out(mixed.transpose(1, 2).flatten(2))
         h = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+        fed: Tensor = self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+        return x + fed
 
 
 class LLaDAModel(nn.Module):
@@ -186,7 +188,8 @@ class LLaDAModel(nn.Module):
         if self.config.weight_tying:
             embedding = self.transformer["wte"]
             assert isinstance(embedding, nn.Embedding)
-            return F.linear(hidden_MD, embedding.weight).float()
+            tied: Tensor = F.linear(hidden_MD, embedding.weight)
+            return tied.float()
         scores: Tensor = self.transformer["ff_out"](hidden_MD)
         return scores.float()
 

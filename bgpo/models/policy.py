@@ -34,7 +34,7 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 
-Message = Mapping[str, Any]
+Message = Mapping[str, str]
 
 
 @dataclass
@@ -56,7 +56,8 @@ class Policy:
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation in the chat template, up to where the assistant's answer begins."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        conversation = [dict(message) for message in messages]
+        text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         return self.encode(str(text))
 
     def encode(self, text: str) -> list[int]:
@@ -69,9 +70,7 @@ class Policy:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def load_policy(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Policy:
+def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Policy:
     """Load a checkpoint directory (config.json, safetensors, tokenizer files).
 
     Args:
@@ -85,7 +84,9 @@ def load_policy(
     directory = Path(path)
     config = read_config(directory)
     if config.get("model_type") != "llada":
-        raise ModelError(f"model_type {config.get('model_type')!r} is not supported, only 'llada'", "config.json.model_type")
+        raise ModelError(
+            f"model_type {config.get('model_type')!r} is not supported, only 'llada'", "config.json.model_type"
+        )
     with torch.device("meta"):
         model = LLaDAModel(LLaDAConfig.from_json(config))
     model = model.to(dtype).to_empty(device=device)
@@ -117,7 +118,9 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     if not (directory / "tokenizer.json").is_file():
         raise ModelError(f"no tokenizer.json in {directory}")
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+            str(directory), local_files_only=True
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the tokenizer in {directory} cannot be loaded: {error}") from error
     if tokenizer.chat_template is None:

@@ -1,0 +1,79 @@
+"""`python -m bgpo.evaluate`: measure a checkpoint the way a run does.
+
+    python -m bgpo.evaluate --model DIR --data test.jsonl --recipe recipe.json [--json OUT]
+
+The recipe (`bgpo.spec.Recipe`, or a RunSpec's) gives grader, sampler and seed; with the same data the numbers equal
+those of the run's own evaluation of the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bgpo.errors import BgpoError, SpecError
+from bgpo.records import ExitCode
+from bgpo.spec import Recipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate, print the metrics as JSON, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bgpo.evaluate", description="Evaluate a checkpoint directory.")
+    parser.add_argument("--model", required=True, help="checkpoint directory")
+    parser.add_argument("--data", required=True, help="JSONL file")
+    parser.add_argument("--recipe", required=True, help="JSON file with the recipe of the run")
+    parser.add_argument("--json", help="also write the metrics to this file")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    arguments = parser.parse_args(argv)
+    try:
+        metrics = _evaluate(arguments)
+    except BgpoError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return ExitCode.BAD_SPEC
+    text = json.dumps(metrics, indent=2)
+    sys.stdout.write(text + "\n")
+    if arguments.json:
+        Path(arguments.json).write_text(text + "\n", "utf-8")
+    return ExitCode.FINISHED
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict[str, float]:
+    recipe = read_recipe(Path(arguments.recipe))
+
+    import torch  # after the recipe is known to be valid
+
+    from bgpo.models import load_policy
+    from bgpo.training.data import load_rows
+    from bgpo.training.evaluation import evaluate
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if recipe.method.rollout is None:
+        raise SpecError("evaluating answers needs a grader and a rollout", "method.grader")
+    policy = load_policy(arguments.model, device=arguments.device)
+    length = recipe.method.rollout.max_completion_length
+    rows = load_rows(arguments.data, policy, length, answers=False, param="data")[: recipe.evaluation.samples]
+    return evaluate(policy, rows, recipe)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a JSON file; a RunSpec's paths are ignored.
+
+    Raises:
+        SpecError: the file cannot be read or does not validate.
+    """
+    try:
+        fields = json.loads(path.read_bytes())
+        recipe = {name: fields[name] for name in Recipe.model_fields if name in fields}
+        return Recipe.model_validate_json(json.dumps(recipe))
+    except (OSError, ValidationError, ValueError, TypeError) as error:
+        raise SpecError(f"cannot use the recipe {path}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""`python -m bgpo.run SPEC.json`: train from a shell, or under a supervisor.
+
+Records (see `bgpo.records`) go to stdout, or to the file descriptor given by `--record-fd`; that flag also makes the
+run supervised: the end of stdin then means that the parent is gone, and the run checkpoints and exits. Commands
+(`checkpoint`, `pause`, `cancel`) are read from stdin. Exit codes are `bgpo.records.ExitCode`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+
+from bgpo.errors import (
+    BgpoError,
+    DataError,
+    GraderError,
+    ModelError,
+    NonFiniteError,
+    OutOfMemory,
+    SpecError,
+)
+from bgpo.records import ExitCode, RecordWriter
+from bgpo.spec import RunSpec, parse_run_spec
+
+_EXIT_CODES: list[tuple[type[BgpoError], ExitCode]] = [
+    (SpecError, ExitCode.BAD_SPEC),
+    (ModelError, ExitCode.BAD_MODEL),
+    (DataError, ExitCode.BAD_DATA),
+    (GraderError, ExitCode.GRADER),
+    (NonFiniteError, ExitCode.NON_FINITE),
+    (OutOfMemory, ExitCode.OUT_OF_MEMORY),
+]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bgpo.run", description="Train a diffusion language model.")
+    parser.add_argument("spec", help="run specification, a JSON file (bgpo.spec.RunSpec)")
+    parser.add_argument("--record-fd", type=int, help="write records here instead of stdout; the run is supervised")
+    arguments = parser.parse_args(argv)
+    supervised = arguments.record_fd is not None
+    writer = RecordWriter(arguments.record_fd if supervised else sys.stdout.fileno())
+    try:
+        spec = parse_run_spec(arguments.spec)
+    except SpecError as error:
+        writer.emit("error", code=error.code, phase="loading_model", step=0, message=error.message, param=error.param)
+        return ExitCode.BAD_SPEC
+    try:
+        return _train(spec, writer, supervised)
+    except BrokenPipeError:
+        # Nobody reads the records any more; there is no one to report to.
+        return ExitCode.UNEXPECTED
+
+
+def _train(spec: RunSpec, writer: RecordWriter, supervised: bool) -> int:
+    import torch  # after the spec is known to be valid: a bad spec fails in milliseconds
+
+    from bgpo.training.control import Control
+    from bgpo.training.loop import Run
+    from bgpo.training.reporter import Reporter
+
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    reporter = Reporter(writer, spec.method.max_steps)
+    control = Control()
+    control.listen(supervised=supervised)
+    try:
+        finished = Run(spec, reporter, control, supervised).train()
+    except BgpoError as error:
+        reporter.error(error.code, error.message, error.param)
+        return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
+    except torch.OutOfMemoryError as error:
+        reporter.error(OutOfMemory.code, f"{error}; lower the batch size or max_completion_length")
+        return ExitCode.OUT_OF_MEMORY
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # the process boundary: whatever it is, the supervisor must hear of it
+        traceback.print_exc()
+        reporter.error(BgpoError.code, f"{type(error).__name__}: {error}")
+        return ExitCode.UNEXPECTED
+    return ExitCode.FINISHED if finished else ExitCode.STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The training loop and its parts: data order, rollouts, advantages, gradient accumulation, optimizer, checkpoints."""
