@@ -1,0 +1,117 @@
+"""A trainer without a model: speaks the real record protocol and obeys commands, and misbehaves on request.
+
+    stand_in.py MODE SPEC.json --record-fd N
+
+Each step takes a moment, counts one up, and every second step makes a checkpoint. The count goes on from `resume_from`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from bgpo.records import ExitCode, RecordWriter
+from bgpo.spec import RunSpec, parse_run_spec
+
+STEP_S = 0.05
+
+
+class Run:
+    def __init__(self, mode: str, spec: RunSpec, writer: RecordWriter) -> None:
+        self.mode, self.spec, self.writer = mode, spec, writer
+        self.stop, self.checkpoint_now = threading.Event(), threading.Event()
+        self.first = 0
+        if spec.resume_from:
+            self.first = json.loads(Path(spec.resume_from, "trainer_state", "state.json").read_text())["step"]
+
+    def commands(self) -> None:
+        for line in sys.stdin:
+            if line.strip() == "cancel" and self.mode != "deaf":
+                os._exit(ExitCode.CANCELLED)
+            elif line.strip() == "checkpoint":
+                self.checkpoint_now.set()
+            elif self.mode != "deaf":
+                self.stop.set()
+        if self.mode != "deaf":
+            self.stop.set()
+
+    def checkpoint(self, step: int, final: bool) -> None:
+        directory = Path(self.spec.output_dir, "checkpoints", f"step-{step:06d}")
+        (directory / "trainer_state").mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text("{}")
+        (directory / "model.safetensors").write_bytes(step.to_bytes(4, "big") * 1000)
+        (directory / "trainer_state" / "state.json").write_text(json.dumps({"step": step}))
+        paths = [path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json"]
+        files = [
+            {
+                "path": path.relative_to(directory).as_posix(),
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "kind": "config",
+            }
+            for path in paths
+        ]
+        if self.mode == "damaged":
+            (directory / "model.safetensors").write_bytes(b"not what the manifest says")
+        (directory / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
+        self.writer.emit("checkpoint", step=step, path=str(directory), final=final, metrics={"reward_mean": 0.5})
+
+    def step(self, step: int, total: int) -> None:
+        self.writer.emit("phase", phase="rollout", step=step)
+        time.sleep(STEP_S)
+        values = {"reward_mean": step / total, "solved_rate": 0.25, "loss": 0.1}
+        self.writer.emit("metric", step=step, total_steps=total, split="train", values=values)
+        self.writer.emit(
+            "sample", step=step, split="train", index=0, prompt="p", completion="c", reward=1.0, scores={}, error=None
+        )
+
+    def misbehave(self, step: int) -> None:
+        if self.mode == "killed-once" and step == 4 and not self.spec.resume_from:
+            # After the checkpoint of step 2 has surely been taken.
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.mode == "killed-always":
+            print("last words", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.mode.isdigit():
+            print("about to fail", flush=True)
+            self.writer.emit("error", code="bad_model", phase="rollout", step=step, message="no such layer", param="m")
+            sys.exit(int(self.mode))
+
+    def run(self) -> int:
+        total = self.spec.method.max_steps
+        self.writer.emit("log", level="info", message="hello from the trainer")
+        os.write(self.writer._fd, b"this is not a record\n")
+        for step in range(self.first + 1, total + 1):
+            self.step(step, total)
+            self.misbehave(step)
+            if self.stop.is_set():
+                self.checkpoint(step, final=False)
+                return ExitCode.STOPPED
+            if step % 2 == 0 and step < total:
+                self.checkpoint(step, final=False)
+        if self.mode != "no-final":
+            self.checkpoint(total, final=True)
+        return ExitCode.FINISHED
+
+
+def main() -> int:
+    mode, spec_path, flag, fd = sys.argv[1:]
+    assert flag == "--record-fd"
+    if mode == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run = Run(mode, parse_run_spec(Path(spec_path)), RecordWriter(int(fd)))
+    threading.Thread(target=run.commands, daemon=True).start()
+    return run.run()
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # the command thread may hold stdin's lock

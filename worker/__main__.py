@@ -1,0 +1,53 @@
+"""`python -m worker`: a Celery worker that runs one job at a time, and a reconciler thread beside it.
+
+SIGTERM drains: the running trainer writes a checkpoint, its job goes back to the queue, and the worker exits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.signals import worker_shutting_down
+
+from jobs.log import configure_logging
+from jobs.settings import Settings
+from worker.app import create_app
+from worker.context import WorkerContext
+from worker.reconciler import Reconciler
+from worker.tasks import register
+
+
+def main() -> None:
+    """Run until told to stop."""
+    settings = Settings()
+    configure_logging(settings)
+    context = WorkerContext.create(settings)
+    app = create_app(settings)
+    register(app, context)
+
+    def drain(**_: Any) -> None:
+        context.draining.set()
+
+    worker_shutting_down.connect(drain, weak=False)
+    reconciler = Reconciler(context, is_worker=True)
+    reconciler.start()
+    try:
+        app.worker_main(
+            [
+                "worker",
+                "--pool=threads",
+                "--concurrency=1",
+                "--without-gossip",  # workers learn of each other from the database
+                "--without-mingle",
+                f"--hostname={context.worker_id}",
+                f"--loglevel={settings.log_level}",
+            ]
+        )
+    finally:
+        reconciler.stop()
+        reconciler.join()
+        context.close()
+
+
+if __name__ == "__main__":
+    main()

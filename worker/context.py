@@ -1,0 +1,49 @@
+"""What all parts of a worker process share."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from dataclasses import dataclass, field
+
+from uuid_utils import uuid7
+
+from jobs.artifacts import ArtifactStore
+from jobs.db import Database
+from jobs.doorbell import Doorbell
+from jobs.settings import Settings
+
+TRAINER = (sys.executable, "-m", "bgpo.run")
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Built once per process by `create`."""
+
+    settings: Settings
+    database: Database
+    store: ArtifactStore
+    doorbell: Doorbell
+    worker_id: str
+    trainer: tuple[str, ...] = TRAINER
+    """Command of the trainer; gets `spec.json --record-fd N` appended."""
+    draining: threading.Event = field(default_factory=threading.Event)
+    """Set when the worker shuts down: running jobs checkpoint and go back to the queue."""
+
+    @classmethod
+    def create(cls, settings: Settings) -> WorkerContext:
+        """Connect to what the settings name."""
+        return cls(
+            settings=settings,
+            database=Database(settings.database_url),
+            store=ArtifactStore(settings.artifacts_url),
+            doorbell=Doorbell(settings.redis_url.get_secret_value()),
+            worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-8:]}",
+        )
+
+    def close(self) -> None:
+        """Close what keeps connections."""
+        self.database.dispose()
+        self.doorbell.close()

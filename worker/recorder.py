@@ -1,0 +1,113 @@
+"""Writes a trainer's records to the database, in a thread of its own, in batches of at most a second.
+
+One transaction a batch, every statement guarded by the epoch. While the database does not answer the batch is tried
+again and the queue fills up; `full` then tells the supervising thread to read no more, which in the end blocks the
+trainer's pipe: nothing is lost and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from bgpo.records import LogRecord, MetricRecord, PhaseRecord, Record, SampleRecord
+from jobs.db import Database
+from jobs.repositories import events, jobs, metrics, samples
+from jobs.services.messages import metrics_event
+
+_BATCH_S = 1.0
+_JOIN_S = 5.0  # then it hangs in the database, and the epoch guard refuses what it may still write
+_MAX_QUEUED = 5000
+_log = structlog.get_logger(__name__)
+
+
+class Recorder(threading.Thread):
+    """Takes records from the supervising thread; checkpoints and errors are not its business."""
+
+    def __init__(self, database: Database, job_id: str, epoch: int, grader: Mapping[str, Any] | None = None) -> None:
+        """`grader`: its specification in the recipe, named in metrics events."""
+        super().__init__(name=f"recorder-{job_id}", daemon=True)
+        self.fenced = False
+        """The epoch no longer holds the job; records are dropped from then on."""
+        self.failure: Exception | None = None
+        """Why the thread ended early."""
+        self._database, self._job_id, self._epoch = database, job_id, epoch
+        self._grader = grader
+        self._queue: deque[Record] = deque()
+        self._closing = threading.Event()
+        self._abandoned = threading.Event()
+
+    @property
+    def full(self) -> bool:
+        """Whether the supervising thread should stop reading for now."""
+        return len(self._queue) >= _MAX_QUEUED
+
+    @property
+    def broken(self) -> bool:
+        """It writes no more."""
+        return self.fenced or self.failure is not None
+
+    def put(self, record: Record) -> None:
+        """Queue a record."""
+        if not self.broken:
+            self._queue.append(record)
+
+    def close(self) -> None:
+        """Write what is queued and end; `is_alive` turns false when that is done."""
+        self._closing.set()
+
+    def abandon(self) -> None:
+        """End without writing the rest."""
+        self._abandoned.set()
+        self._closing.set()
+        self.join(_JOIN_S)
+
+    def run(self) -> None:
+        try:
+            while not self._closing.wait(_BATCH_S):
+                self._flush()
+            self._flush()
+        except Exception as error:  # thread boundary: the supervisor reads `failure` and stops the trainer
+            _log.exception("records cannot be written", job_id=self._job_id)
+            self.failure = error
+
+    def _flush(self) -> None:
+        while self._queue and not self.fenced and not self._abandoned.is_set():
+            batch = [self._queue[i] for i in range(len(self._queue))]  # appended to meanwhile, at the other end
+            try:
+                with self._database.transaction() as session:
+                    held = all(self._write(session, record) for record in batch)
+            except (OperationalError, InterfaceError) as error:
+                _log.warning("records not written yet", job_id=self._job_id, error=str(error))
+                self._abandoned.wait(_BATCH_S)
+                continue
+            self.fenced = not held
+            for _ in batch:
+                self._queue.popleft()
+
+    def _write(self, session: Session, record: Record) -> bool:
+        """Write one record; False when fenced."""
+        job, epoch = self._job_id, self._epoch
+        match record:
+            case PhaseRecord():
+                return jobs.set_phase(session, job, epoch, record.phase, record.step)
+            case MetricRecord():
+                if not metrics.upsert(session, job, epoch, record.step, record.split, record.values):
+                    return False
+                message, data = metrics_event(
+                    record.step, record.total_steps, record.split, record.values, self._grader
+                )
+                return events.append(session, job, epoch, "info", message, "metrics", data) is not None
+            case SampleRecord():
+                fields = record.model_dump(exclude={"type", "seq", "time"})
+                return samples.upsert(session, job, epoch, **fields)
+            case LogRecord():
+                return events.append(session, job, epoch, record.level, record.message) is not None
+            case _:
+                return True
