@@ -48,7 +48,7 @@ def generate(rows: int, seed: int, split: Split) -> list[Row]:
         target = _random_value(numbers, rng)
         if (
             target is not None
-            and _belongs(numbers, target, split)
+            and belongs(numbers, target, split)
             and (key := countdown_key(numbers, target)) not in made
         ):
             made[key] = to_row(numbers, target)
@@ -61,14 +61,12 @@ def generate(rows: int, seed: int, split: Split) -> list[Row]:
 def _random_value(numbers: list[int], rng: random.Random) -> int | None:
     a, b, c = numbers  # random already: one order of them is as good as any
     inner, outer = rng.choice(_OPERATORS), rng.choice(_OPERATORS)
-    if rng.random() < 0.5:
-        value = _apply(outer, _apply(inner, a, b), c)
-    else:
-        value = _apply(outer, a, _apply(inner, b, c))
+    value = _apply(outer, _apply(inner, a, b), c) if rng.random() < 0.5 else _apply(outer, a, _apply(inner, b, c))
     return value if value is not None and 1 <= value <= LARGEST else None
 
 
-def _belongs(numbers: list[int], target: int, split: Split) -> bool:
+def belongs(numbers: list[int], target: int, split: Split) -> bool:
+    """Whether a task may be in the data of a split: public test tasks are never in training data."""
     if split_of(numbers, target) != split:
         return False
     return split == "test" or fingerprint(countdown_key(numbers, target)) not in held_out().countdown

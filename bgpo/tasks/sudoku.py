@@ -64,12 +64,14 @@ def _new_puzzle(
         solution = rng.choice(solutions)
         shown = set(rng.sample(range(CELLS), givens))
         puzzle = "".join(digit if cell in shown else "0" for cell, digit in enumerate(solution))
-        if puzzle in made or not is_unique(puzzle):
-            continue
-        if split == "train" and fingerprint(puzzle) in held_out().sudoku_puzzles:
-            continue
-        return puzzle, solution
+        if puzzle not in made and is_unique(puzzle) and belongs(puzzle, split):
+            return puzzle, solution
     return None
+
+
+def belongs(puzzle: str, split: Split) -> bool:
+    """Whether a puzzle on a grid of this split may be in its data: public test puzzles are never in training data."""
+    return split == "test" or fingerprint(puzzle) not in held_out().sudoku_puzzles
 
 
 def to_row(puzzle: str, solution: str) -> Row:

@@ -1,0 +1,97 @@
+"""Templates: rendering, unresolved variables, and syntax errors found when parsed."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from bgpo.rewards.templates import MAX_PATH_STEPS, MAX_TEMPLATE_LENGTH, UnresolvedVariable, parse_template
+
+ITEM = {
+    "text": "plain",
+    "number": 3,
+    "deep": {"list": [{"k-1": "found"}, [1, 2.5, None]]},
+    "messages": [{"role": "user", "content": "hi {{ item.text }}"}],
+}
+SAMPLE = {"output_text": "answer"}
+
+
+def render(text: str) -> str:
+    return parse_template(text).render(SAMPLE, ITEM)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("", ""),
+        ("no variable, { } and }} are text", "no variable, { } and }} are text"),
+        ("{{item.text}}", "plain"),
+        ("a {{  item.text\t}} b {{ sample.output_text }}", "a plain b answer"),
+        ("{{ item.number }}", "3"),
+        ("{{ item.deep.list[0].k-1 }}", "found"),
+        ("{{ item.deep.list[1][1] }}", "2.5"),
+        ("{{ item.deep.list[1][2] }}", "null"),
+        ("{{ item.deep }}", json.dumps(ITEM["deep"])),
+        ("{{ item.messages[0].content }}", "hi {{ item.text }}"),  # data is never parsed as a template
+    ],
+)
+def test_render(template: str, expected: str) -> None:
+    assert render(template) == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ item.missing }}",
+        "{{ item.text.length }}",
+        "{{ item.text[0] }}",
+        "{{ item.deep[0] }}",
+        "{{ item.deep.list[9] }}",
+    ],
+)
+def test_unresolved_variable_raises(template: str) -> None:
+    with pytest.raises(UnresolvedVariable, match="not in the data"):
+        render(template)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ item.a", "not closed"),
+        ("{{ item.{{ b }} }}", "not closed"),
+        ("{{ }}", "must start with"),
+        ("{{ items.a }}", "must start with"),
+        ("{{ env.HOME }}", "must start with"),
+        ("{{ item }}", "must name a field"),
+        ("{{ item.a[-1] }}", "expected"),
+        ("{{ item.a b }}", "expected"),
+        ("{{ item.a | upper }}", "expected"),
+        ("{{ item.a() }}", "expected"),
+        ("{{ item..a }}", "expected"),
+        ("{{ sample.output_json.x }}", "sample has only output_text"),
+        ("{{ item" + ".a" * (MAX_PATH_STEPS + 1) + " }}", "levels deep"),
+        ("x" * (MAX_TEMPLATE_LENGTH + 1), "more than"),
+    ],
+)
+def test_syntax_error_names_the_problem(template: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_template(template)
+
+
+def test_python_attributes_are_not_reachable() -> None:
+    with pytest.raises(UnresolvedVariable):
+        render("{{ item.__class__ }}")
+    with pytest.raises(UnresolvedVariable):
+        render("{{ sample.output_text.__class__ }}")
+
+
+def test_hostile_template_is_quick() -> None:
+    started = time.perf_counter()
+    for text in ("{" * MAX_TEMPLATE_LENGTH, "{{ item." + "a" * 60_000, "{{ item.a }}" * 5_000):
+        try:
+            parse_template(text)
+        except ValueError:
+            continue
+    assert time.perf_counter() - started < 1.0
