@@ -18,6 +18,13 @@ def beat(session: Session, worker_id: str, *, host: str, pid: int, device: str, 
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"last_seen": now()}))
 
 
+def seen(session: Session, host: str, *, within_s: float) -> bool:
+    """Whether a worker of `host` was in touch lately."""
+    return (
+        session.scalar(sa.select(sa.exists().where(Worker.host == host, Worker.last_seen >= now() - within_s))) or False
+    )
+
+
 def forget(session: Session, *, unseen_for_s: float) -> int:
     """Drop workers not seen for a while; returns how many."""
     gone = sa.delete(Worker).where(Worker.last_seen < now() - unseen_for_s).returning(Worker.id)
