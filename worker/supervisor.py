@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import structlog
 from pydantic import ValidationError
@@ -157,9 +156,11 @@ class Supervisor:
 
     def _take_checkpoint(self, record: CheckpointRecord) -> None:
         try:
-            self._uploader.put(record, self._workdir.snapshot(Path(record.path)))
-        except OSError as error:  # a later checkpoint replaces it; without the final one the job does not succeed
+            directory = self._workdir.checkpoint(record.path)
+        except ValueError as error:  # without the final one the job does not succeed
             self._log.warning("checkpoint not taken", step=record.step, error=str(error))
+        else:
+            self._uploader.put(record, directory)
 
     def _finish_writing(self) -> None:
         """Wait until records are written and checkpoints published, as long as that matters to anyone."""

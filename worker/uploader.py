@@ -43,7 +43,10 @@ def verify(directory: Path) -> None:
 
 
 class Uploader(threading.Thread):
-    """Takes (record, directory) pairs from the supervising thread, in order; deletes each directory when done."""
+    """Takes (record, directory) pairs from the supervising thread, in order.
+
+    A supervised trainer leaves its checkpoint directories to us: each is deleted when it is done with.
+    """
 
     def __init__(self, database: Database, store: ArtifactStore, job_id: str, epoch: int) -> None:
         super().__init__(name=f"uploader-{job_id}", daemon=True)

@@ -1,6 +1,6 @@
 """The local folder of one attempt: inputs copied in and verified, the run specification, what the trainer writes.
 
-    <home>/work/<job>/<epoch>/spec.json  trainer.log  data/  resume/  output/checkpoints/  uploads/
+    <home>/work/<job>/<epoch>/spec.json  trainer.log  data/  resume/  output/checkpoints/
 
 A folder per epoch, so that a trainer nobody waits for any more cannot touch the files of the attempt that follows it.
 """
@@ -8,7 +8,6 @@ A folder per epoch, so that a trainer nobody waits for any more cannot touch the
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -32,7 +31,6 @@ class WorkDir:
         self.path = self._job / str(claim.epoch)
         self.spec = self.path / "spec.json"
         self.log = self.path / "trainer.log"
-        self._uploads = self.path / "uploads"
 
     def create(self) -> None:
         """Make the folder; what earlier attempts of the job left on this machine goes."""
@@ -78,18 +76,16 @@ class WorkDir:
         )
         self.spec.write_text(json.dumps(spec.model_dump(mode="json"), indent=2) + "\n", "utf-8")
 
-    def snapshot(self, checkpoint: Path) -> Path:
-        """A second name (hard links) for a checkpoint's files, which the trainer's own clean-up cannot take away.
+    def checkpoint(self, path: str) -> Path:
+        """A checkpoint directory the trainer reported.
 
         Raises:
-            OSError: it is gone already, or lies outside this folder.
+            ValueError: it is not in this folder.
         """
-        if not checkpoint.resolve().is_relative_to(self.path):
-            raise PermissionError(f"{checkpoint} lies outside the job's folder")
-        target = self._uploads / checkpoint.name
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(checkpoint, target, copy_function=os.link, symlinks=True)
-        return target
+        directory = Path(path).resolve()
+        if not directory.is_relative_to(self.path.resolve()):
+            raise ValueError(f"{path} lies outside the job's folder")
+        return directory
 
     def _fetch_file(self, store: ArtifactStore, file: File, name: str) -> Path:
         target = self.path / "data" / name
