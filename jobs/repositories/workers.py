@@ -20,9 +20,8 @@ def beat(session: Session, worker_id: str, *, host: str, pid: int, device: str, 
 
 def seen(session: Session, host: str, *, within_s: float) -> bool:
     """Whether a worker of `host` was in touch lately."""
-    return (
-        session.scalar(sa.select(sa.exists().where(Worker.host == host, Worker.last_seen >= now() - within_s))) or False
-    )
+    recent = sa.exists().where(Worker.host == host, Worker.last_seen >= now() - within_s)
+    return bool(session.scalar(sa.select(recent)))
 
 
 def forget(session: Session, *, unseen_for_s: float) -> int:
