@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from bgpo.allocator import keep_freed_memory
 from bgpo.errors import BgpoError, SpecError
 from bgpo.records import ExitCode
 from bgpo.spec import Recipe
@@ -51,6 +52,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, float]:
     from bgpo.training.data import load_rows
     from bgpo.training.evaluation import evaluate
 
+    keep_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if recipe.method.rollout is None:

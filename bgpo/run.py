@@ -11,6 +11,7 @@ import argparse
 import sys
 import traceback
 
+from bgpo.allocator import keep_freed_memory
 from bgpo.errors import (
     BgpoError,
     DataError,
@@ -60,6 +61,7 @@ def _train(spec: RunSpec, writer: RecordWriter, supervised: bool) -> int:
     from bgpo.training.loop import Run
     from bgpo.training.reporter import Reporter
 
+    keep_freed_memory()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     reporter = Reporter(writer, spec.method.max_steps)
