@@ -65,7 +65,8 @@ def batch_indices(seed: int, n_rows: int, batch_size: int, step: int) -> list[in
     for position in range(first, first + batch_size):
         epoch, offset = divmod(position, n_rows)
         if epoch not in orders:
-            bits = np.random.Philox(key=[seed, Purpose.DATA_ORDER], counter=[epoch, 0, 0, 0])
+            # The epoch is the counter's highest word: in the lowest, epochs would read one sequence, a block apart.
+            bits = np.random.Philox(key=[seed, Purpose.DATA_ORDER], counter=[0, 0, 0, epoch])
             orders[epoch] = np.random.Generator(bits).permutation(n_rows)
         picked.append(int(orders[epoch][offset]))
     return picked
@@ -74,7 +75,7 @@ def batch_indices(seed: int, n_rows: int, batch_size: int, step: int) -> list[in
 def _parse(line: bytes, number: int, param: str) -> dict[str, Any]:
     try:
         item = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"line {number} is not valid JSON: {error}", param, number) from error
     messages = item.get("messages") if isinstance(item, dict) else None
     if not isinstance(messages, Sequence) or not messages or isinstance(messages, str):
@@ -84,6 +85,10 @@ def _parse(line: bytes, number: int, param: str) -> dict[str, Any]:
             message.get("content"), str
         ):
             raise DataError(f"line {number}: every message needs a role and a text content", param, number)
+        try:
+            (message["role"] + message["content"]).encode()
+        except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, no tokenizer takes it
+            raise DataError(f"line {number}: a message is not Unicode text: {error.reason}", param, number) from error
     return dict(item)
 
 
