@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bgpo.diffusion.rng import uniform
+from bgpo.diffusion.rng import substreams, uniform
 
 Estimator = Literal["exact_count", "bernoulli"]
 BERNOULLI_T_MIN = 1e-3
@@ -40,7 +40,9 @@ def draw_masks(
     Returns:
         masks (N, n, L) bool, False beyond a row's length; weights (N, n) float32.
     """
-    numbers = uniform(keys_N, n_samples * (max_length + 1)).view(-1, n_samples, max_length + 1)
+    # A stream for each sample, its level first: then the padding max_length brings changes no row's masks.
+    keys_Nn = substreams(keys_N[:, None], torch.arange(n_samples, device=keys_N.device))
+    numbers = uniform(keys_Nn, max_length + 1)
     level_Nn, order_NnL = numbers[..., 0], numbers[..., 1:]
     inside_N1L = torch.arange(max_length, device=keys_N.device) < lengths_N[:, None, None]
     lengths_N1 = lengths_N[:, None].to(torch.float64)
