@@ -53,7 +53,8 @@ def uniform(keys: Tensor, count: int) -> Tensor:
     """The first `count` numbers of each stream: keys (...) -> float64 (..., count) strictly inside (0, 1)."""
     counter = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
     bits = _mix(keys.unsqueeze(-1) + counter * _GOLDEN)
-    return ((bits >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64).add_(0.5).mul_(2.0**-53)
+    # 52 bits and a half: one bit more would round the largest number up to 1, where Gumbel noise is infinite.
+    return ((bits >> 12) & 0xFFFFFFFFFFFFF).to(torch.float64).add_(0.5).mul_(2.0**-52)
 
 
 def gumbel(keys: Tensor, count: int) -> Tensor:
