@@ -1,4 +1,4 @@
-"""The home folder of an embedded stack: where everything lives, and the lock that keeps it to one stack."""
+"""The lock that keeps a home folder to one process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from cli.errors import CliError
 
 
 class Home:
-    """Paths under one folder; a context manager that holds the folder for this process (until it dies, however)."""
+    """One folder; a context manager that holds it for this process, until it leaves or dies, however it dies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().resolve()
-        self.logs = self.path / "logs"
-        self.redis = self.path / "redis"
         self.lock_file = self.path / "lock"
         self._lock: IO[str] | None = None
 
@@ -27,8 +25,7 @@ class Home:
         Raises:
             CliError: another process holds it.
         """
-        for folder in (self.path, self.logs, self.redis):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = self.lock_file.open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,9 +33,7 @@ class Home:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             lock.close()
-            raise CliError(
-                f"{self.path} is in use by another stack (process {owner}): stop it or choose another --home"
-            ) from error
+            raise CliError(f"{self.path} is in use by process {owner}: stop it or choose another --home") from error
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()

@@ -51,6 +51,7 @@ class Stack:
 
     def __init__(self, home: Path, *, port: int | None = None, workers: int = 1, env: dict[str, str] | None = None):
         self.home = Home(home)
+        self.logs = self.home.path / "logs"
         self.port = port
         self.url = ""
         self._workers = workers
@@ -85,8 +86,10 @@ class Stack:
     def _start(self) -> None:
         port = choose_port(self.port)
         env = os.environ | self._extra_env
-        redis_log = self.home.logs / "redis.log"
-        redis, redis_url = start_redis(folder=self.home.redis, log_path=redis_log, env=os.environ)
+        redis_folder = self.home.path / "redis"
+        for folder in (self.logs, redis_folder):
+            folder.mkdir(exist_ok=True, mode=0o700)
+        redis, redis_url = start_redis(folder=redis_folder, log_path=self.logs / "redis.log", env=os.environ)
         self._parts.append(redis)
         env |= {
             "BGPO_HOME": str(self.home.path),
@@ -106,12 +109,12 @@ class Stack:
         self._await_ready()
 
     def _add(self, name: str, module: str, env: dict[str, str]) -> None:
-        log_path = self.home.logs / f"{name}.log"
+        log_path = self.logs / f"{name}.log"
         command = [sys.executable, "-m", module]
         self._parts.append(Part(name, command, env=env, cwd=self.home.path, log_path=log_path))
 
     def _migrate(self, env: dict[str, str]) -> None:
-        log_path = self.home.logs / "migrations.log"
+        log_path = self.logs / "migrations.log"
         with log_path.open("ab") as log:
             command = guarded([sys.executable, "-m", "migrations"])
             status = subprocess.run(command, env=env, cwd=self.home.path, stdout=log, stderr=log).returncode
@@ -130,7 +133,7 @@ class Stack:
                 except httpx2.TransportError:  # not listening yet
                     pass
                 if time.monotonic() > deadline:
-                    raise CliError(f"the API is not ready after {_READY_TIMEOUT_S:.0f} s; see {self.home.logs}")
+                    raise CliError(f"the API is not ready after {_READY_TIMEOUT_S:.0f} s; see {self.logs}")
                 time.sleep(0.1)
 
     def _stop(self) -> None:

@@ -1,0 +1,135 @@
+"""The service over HTTP, for the command line: the calls it needs, and their errors as one line each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+import httpx2
+
+from cli.errors import CliError
+from cli.progress import Point
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+_TIMEOUT_S = 30.0
+
+
+class Service:
+    """One service by its URL. A context manager."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        """`key` defaults to BGPO_API_KEY; an embedded service takes any."""
+        self.url = url.rstrip("/")
+        key = key or os.environ.get("BGPO_API_KEY") or "local"
+        headers = {"Authorization": f"Bearer {key}"}
+        # trust_env=False: a proxy of the environment has no business between us and a local service.
+        self._http = httpx2.Client(base_url=f"{self.url}/v1/", headers=headers, timeout=_TIMEOUT_S, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def upload(self, path: Path) -> str:
+        """Upload a dataset; its file id."""
+        try:
+            with path.open("rb") as file:
+                parts = {"file": (path.name, file, "application/octet-stream")}
+                uploaded = self._json("POST", "files", data={"purpose": "fine-tune"}, files=parts, timeout=600)
+        except OSError as error:
+            raise CliError(f"cannot read {path}: {error.strerror}") from error
+        return str(uploaded["id"])
+
+    def create_job(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Create a fine-tuning job."""
+        return self._json("POST", "fine_tuning/jobs", json=body)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """A job as it is now."""
+        return self._json("GET", f"fine_tuning/jobs/{job_id}")
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Cancel a job."""
+        return self._json("POST", f"fine_tuning/jobs/{job_id}/cancel")
+
+    def metrics(self, job_id: str, since_step: int = 0) -> list[Point]:
+        """The job's values from a step on."""
+        page = self._json("GET", f"fine_tuning/jobs/{job_id}/metrics", params={"since_step": since_step})
+        return [Point(point["step"], point["split"], point["values"]) for point in page["data"]]
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """All events, oldest first."""
+        return list(reversed(list(self._pages(f"fine_tuning/jobs/{job_id}/events"))))
+
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """All checkpoints, newest first."""
+        return list(self._pages(f"fine_tuning/jobs/{job_id}/checkpoints"))
+
+    def download(self, checkpoint_id: str, target: Path) -> int:
+        """Download a checkpoint into a new or empty folder, verifying each file; the number of bytes.
+
+        Raises:
+            CliError: a file does not have the size and sha256 of the manifest.
+        """
+        if target.exists() and any(target.iterdir()):
+            raise CliError(f"{target} exists and is not empty")
+        files = self._json("GET", f"fine_tuning/checkpoints/{checkpoint_id}/files")["data"]
+        for file in files:
+            self._download_file(f"fine_tuning/checkpoints/{checkpoint_id}/files/{file['path']}", target, file)
+        return sum(int(file["bytes"]) for file in files)
+
+    def _download_file(self, url: str, folder: Path, file: dict[str, Any]) -> None:
+        relative = PurePosixPath(file["path"])
+        if relative.is_absolute() or ".." in relative.parts:
+            raise CliError(f"the service names a file outside the checkpoint: {relative}")
+        path = folder / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        unfinished = path.with_name(path.name + ".part")
+        try:
+            with self._http.stream("GET", url) as response, unfinished.open("wb") as out:
+                if response.status_code != 200:
+                    response.read()
+                    raise _failure(response)
+                for piece in response.iter_bytes():
+                    digest.update(piece)
+                    out.write(piece)
+        except httpx2.TransportError as error:
+            raise CliError(f"the download of {relative} broke off: {error}") from error
+        if digest.hexdigest() != file["sha256"]:
+            raise CliError(f"{relative} arrived damaged: its sha256 is not that of the manifest")
+        unfinished.rename(path)
+
+    def _pages(self, url: str) -> Iterator[dict[str, Any]]:
+        params: dict[str, Any] = {"limit": 100}
+        while True:
+            page = self._json("GET", url, params=params)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            params["after"] = page["data"][-1]["id"]
+
+    def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, url, **options)
+        except httpx2.TransportError as error:
+            raise CliError(f"no service answers at {self.url}: {error}") from error
+        if response.status_code != 200:
+            raise _failure(response)
+        body: dict[str, Any] = response.json()
+        return body
+
+
+def _failure(response: httpx2.Response) -> CliError:
+    """What an error response says, in one line."""
+    try:
+        error = response.json()["error"]
+        message, code, param = error["message"], error.get("code"), error.get("param")
+    except (json.JSONDecodeError, KeyError, TypeError):  # not ours: a proxy's page
+        return CliError(f"the service answered {response.status_code}: {response.text[:200]}")
+    return CliError(f"{message} (status {response.status_code}, code {code})", param=param)

@@ -1,0 +1,158 @@
+"""`bgpo demo`: the example job through the whole service, and an honest table of what it learned.
+
+The home folder keeps `summary.json`, the data, the downloaded checkpoint and the state of the last stack; each run
+starts from nothing. The numbers of the base and the tuned model are the job's own first and last evaluation on the
+held-out puzzles; the downloaded checkpoint is then measured again by another process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cli.client import Service
+from cli.errors import CliError
+from cli.home import Home
+from cli.intervals import difference
+from cli.part import guarded
+from cli.progress import duration
+from cli.stack import Stack
+from cli.watch import describe_failure, watch
+
+TRAIN_ROWS, TRAIN_SEED = 4096, 0
+HELD_OUT_ROWS, HELD_OUT_SEED = 512, 1
+"""Split `test`: no grid of it occurs in the training split."""
+
+# Row of the table, metric of an evaluation, key in summary.json.
+_MEASURES = (
+    ("solved, sampled", "sampled_solved_rate", "solved"),
+    ("solved, greedy", "greedy_solved_rate", "solved_greedy"),
+    ("cells right, sampled", "sampled_cell_accuracy", "cell_accuracy"),
+    ("cells right, greedy", "greedy_cell_accuracy", "cell_accuracy_greedy"),
+)
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Three measurements of the same held-out puzzles."""
+
+    base: Metrics
+    tuned: Metrics
+    redownloaded: Metrics
+    puzzles: int
+    checkpoint: Path
+    seconds: float
+
+
+def run_demo(home: Path, example: Path, console: Console) -> None:
+    """Run it; raises CliError when something does not work, the job's own error included."""
+    begin = time.monotonic()
+    if not example.is_file():
+        raise CliError(f"{example} is missing: the demo runs from a clone of the repository")
+    home = home.expanduser().resolve()
+    with Home(home):  # one demo at a time here; the stack has a home of its own inside
+        stack_home, checkpoint = home / "stack", home / "checkpoint"
+        for leftover in (stack_home, checkpoint):
+            shutil.rmtree(leftover, ignore_errors=True)
+        threads = min(2, os.cpu_count() or 1)
+        train, held_out = _generate(home)
+        with Stack(stack_home, env={"BGPO_TRAINER_THREADS": str(threads)}) as stack, Service(stack.url) as service:
+            console.print(f"service ready at {stack.url}, logs in {stack.logs}", highlight=False, soft_wrap=True)
+            job, evaluations = _train(service, example, train, held_out, console, stack.check)
+            checkpoints = service.checkpoints(job["id"])
+            service.download(checkpoints[0]["id"], checkpoint)
+        redownloaded = _measure(home, checkpoint, held_out, threads)
+        puzzles = min(job["rl"]["eval"]["samples"] or HELD_OUT_ROWS, HELD_OUT_ROWS)
+        base, tuned = evaluations[0][1], evaluations[-1][1]
+        result = Result(base, tuned, redownloaded, puzzles, checkpoint, time.monotonic() - begin)
+        summary = summarize(result)
+        (home / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        _show(result, summary, console)
+
+
+def summarize(result: Result) -> dict[str, Any]:
+    """What summary.json holds."""
+    summary: dict[str, Any] = {}
+    for who, metrics in (("base", result.base), ("tuned", result.tuned), ("redownloaded", result.redownloaded)):
+        summary |= {f"{who}_{key}": metrics[name] for _, name, key in _MEASURES}
+    for key in ("solved", "solved_greedy"):
+        low, high = difference(summary[f"base_{key}"], summary[f"tuned_{key}"], result.puzzles)
+        summary[f"{key}_gain_interval_95"] = [low, high]
+    return summary | {
+        "held_out_puzzles": result.puzzles,
+        "checkpoint": str(result.checkpoint),
+        "seconds": round(result.seconds, 1),
+    }
+
+
+def _generate(home: Path) -> tuple[Path, Path]:
+    """The training puzzles and the held-out ones."""
+    data = home / "data"
+    data.mkdir(exist_ok=True)
+    paths = data / "train.jsonl", data / "held_out.jsonl"
+    plans = (("train", TRAIN_ROWS, TRAIN_SEED), ("test", HELD_OUT_ROWS, HELD_OUT_SEED))
+    for path, (split, rows, seed) in zip(paths, plans, strict=True):
+        _run("bgpo.tasks", "sudoku", "--split", split, "--rows", str(rows), "--seed", str(seed), "--out", str(path))
+    return paths
+
+
+def _train(
+    service: Service, example: Path, train: Path, held_out: Path, console: Console, check: Callable[[], None]
+) -> tuple[dict[str, Any], list[tuple[int, Metrics]]]:
+    """Submit the example and watch it; the job and its evaluations."""
+    body = json.loads(example.read_bytes())
+    body |= {"training_file": service.upload(train), "validation_file": service.upload(held_out)}
+    job_id = service.create_job(body)["id"]
+    console.print(f"job {job_id}: {body['model']} on {TRAIN_ROWS} puzzles", highlight=False, soft_wrap=True)
+    job, progress = watch(service, job_id, console, check)
+    if job["status"] != "succeeded":
+        raise CliError(describe_failure(job))
+    evaluations = progress.evaluations()
+    if len(evaluations) < 2 or evaluations[0][0] != 0:
+        raise CliError(f"job {job_id} has no evaluation before and after training")
+    return job, evaluations
+
+
+def _measure(home: Path, checkpoint: Path, held_out: Path, threads: int) -> Metrics:
+    """Evaluate the downloaded checkpoint in a fresh process, with the recipe stored in it."""
+    state = json.loads((checkpoint / "trainer_state" / "state.json").read_bytes())
+    recipe, out = home / "recipe.json", home / "redownloaded.json"
+    recipe.write_text(json.dumps(state["recipe"]))
+    arguments = ["--model", checkpoint, "--data", held_out, "--recipe", recipe, "--json", out, "--threads", threads]
+    _run("bgpo.evaluate", *map(str, arguments))
+    metrics: Metrics = json.loads(out.read_bytes())
+    return metrics
+
+
+def _run(module: str, *arguments: str) -> None:
+    command = guarded([sys.executable, "-m", module, *arguments])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CliError(f"python -m {module} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+
+
+def _show(result: Result, summary: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"{result.puzzles} held-out puzzles", title_justify="left")
+    for heading in ("", "base", "tuned", "gain (95 % interval)", "tuned, downloaded"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for words, name, key in _MEASURES:
+        base, tuned = result.base[name], result.tuned[name]
+        gain = f"{100 * (tuned - base):+.1f}"
+        if interval := summary.get(f"{key}_gain_interval_95"):
+            gain += f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
+        table.add_row(words, f"{base:.1%}", f"{tuned:.1%}", gain, f"{result.redownloaded[name]:.1%}")
+    console.print(table)
+    console.print(f"checkpoint: {result.checkpoint}", highlight=False, soft_wrap=True)
+    console.print(f"{duration(result.seconds)} in all", highlight=False)

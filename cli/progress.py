@@ -1,0 +1,92 @@
+"""One line about a running job, from its metrics: step, reward, solved rate, seconds by phase, time left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_RECENT = 10
+# What a person wants to know, by the trainer's names; the rest of a step is "other".
+_PHASES = (("rollout", "seconds_rollout"), ("grading", "seconds_reward"), ("training", "seconds_loss"))
+
+
+@dataclass(frozen=True)
+class Point:
+    """The values of one step, as the metrics endpoint gives them."""
+
+    step: int
+    split: str
+    values: dict[str, float]
+
+
+class Progress:
+    """Fed with metric values as they come; steps may be repeated after a resume."""
+
+    def __init__(self, total_steps: int, eval_interval: int | None) -> None:
+        self._total = total_steps
+        self._interval = eval_interval or total_steps
+        self._train: dict[int, dict[str, float]] = {}
+        self._validation: dict[int, dict[str, float]] = {}
+
+    @property
+    def step(self) -> int:
+        """The last step that is done."""
+        return max(self._train, default=0)
+
+    def add(self, points: Iterable[Point]) -> None:
+        """Take in values; a step seen before is replaced."""
+        for point in points:
+            (self._train if point.split == "train" else self._validation)[point.step] = point.values
+
+    def evaluations(self) -> list[tuple[int, dict[str, float]]]:
+        """Validation metrics by step, in order."""
+        return sorted(self._validation.items())
+
+    def seconds_left(self) -> float | None:
+        """An estimate, None before the first step is done."""
+        recent = [self._train[step] for step in sorted(self._train)[-_RECENT:]]
+        durations = [values["seconds_step"] for values in recent if "seconds_step" in values]
+        if not durations:
+            return None
+        left = self._total - self.step
+        evaluations = self._total // self._interval - self.step // self._interval + (self._total % self._interval > 0)
+        each = next((v["seconds_evaluate"] for _, v in reversed(self.evaluations()) if "seconds_evaluate" in v), 0.0)
+        return left * sum(durations) / len(durations) + evaluations * each
+
+    def line(self, phase: str | None) -> str:
+        """The line."""
+        train = self._train.get(self.step)
+        evaluations = self.evaluations()
+        parts = [f"step {self.step}/{self._total}"]
+        if train is None:
+            parts.append((phase or "waiting for a worker").replace("_", " "))
+        else:
+            parts += [f"{words} {train[name]:.3f}" for words, name in _VALUES if name in train]
+        if evaluations and "sampled_solved_rate" in evaluations[-1][1]:
+            step, values = evaluations[-1]
+            parts.append(f"held-out solved {values['sampled_solved_rate']:.1%} at step {step}")
+        if train is not None:
+            parts.append(self._phases(train))
+            left = self.seconds_left()
+            parts.append(f"about {duration(left)} left" if left is not None else "")
+        return "  ".join(part for part in parts if part)
+
+    def _phases(self, train: dict[str, float]) -> str:
+        shown = [f"{words} {train[name]:.2f} s" for words, name in _PHASES if name in train]
+        known = sum(train[name] for _, name in _PHASES if name in train)
+        if shown and "seconds_step" in train:
+            shown.append(f"other {max(train['seconds_step'] - known, 0):.2f} s")
+        return ", ".join(shown)
+
+
+_VALUES = (("mean reward", "reward_mean"), ("solved", "solved_rate"), ("loss", "loss"))
+
+
+def duration(seconds: float) -> str:
+    """`75` -> "1 min 15 s"."""
+    whole = max(round(seconds), 0)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
