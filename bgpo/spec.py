@@ -53,10 +53,11 @@ class RolloutSpec(Strict):
 
 
 class OptimizerSpec(Strict):
-    """AdamW with linear warm-up, then constant."""
+    """AdamW; learning rate linear from 0 over the warm-up, then constant or linear to 0 at the last step."""
 
     learning_rate: float = Field(5e-7, gt=0)
     warmup_steps: int = Field(0, ge=0)
+    decay: Literal["none", "linear"] = "none"
     weight_decay: float = Field(0.0, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)

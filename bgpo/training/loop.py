@@ -53,7 +53,8 @@ class Run:
         device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
         source = spec.resume_from or spec.model
         self._policy = load_policy(source, device=device)
-        self._optimizer = Optimizer(self._policy.model, method.optimizer)
+        updates = method.max_steps * (method.num_inner_updates if isinstance(method, Reinforcement) else 1)
+        self._optimizer = Optimizer(self._policy.model, method.optimizer, updates)
         step = self._resume() if spec.resume_from else 0
         answers = not isinstance(method, Reinforcement)
         length = (method.rollout if isinstance(method, Reinforcement) else method).max_completion_length

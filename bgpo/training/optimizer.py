@@ -13,12 +13,13 @@ MAX_NON_FINITE = 3
 
 
 class Optimizer:
-    """One AdamW over all parameters. Learning rate: linear from 0 over `warmup_steps`, then constant."""
+    """One AdamW over all parameters; `total_updates` is where a linear decay reaches 0."""
 
-    def __init__(self, model: nn.Module, spec: OptimizerSpec) -> None:
+    def __init__(self, model: nn.Module, spec: OptimizerSpec, total_updates: int) -> None:
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = list(model.parameters())
         self._spec = spec
+        self._total_updates = total_updates
         self._adamw = torch.optim.AdamW(
             self._parameters,
             lr=spec.learning_rate,
@@ -34,7 +35,9 @@ class Optimizer:
     @property
     def learning_rate(self) -> float:
         """Of the next update."""
-        return self._spec.learning_rate * min(1.0, (self.updates + 1) / max(self._spec.warmup_steps, 1))
+        warmed = min(1.0, (self.updates + 1) / max(self._spec.warmup_steps, 1))
+        left = 1.0 - self.updates / self._total_updates if self._spec.decay == "linear" else 1.0
+        return self._spec.learning_rate * warmed * max(left, 0.0)
 
     def step(self) -> float:
         """Clip, update, clear the gradients. A non-finite gradient is skipped.
