@@ -150,7 +150,7 @@ class RunSpec(Recipe):
     validation_data: str | None = None
     output_dir: str = Field(description="Checkpoints go to <output_dir>/checkpoints/step-NNNNNN.")
     resume_from: str | None = Field(None, description="Checkpoint directory with trainer state to continue from.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads of the trainer; None = torch's default.")
 
     def recipe(self) -> Recipe:
