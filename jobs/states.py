@@ -7,6 +7,7 @@ states from here. Terminal states have no way out; a database trigger holds that
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 
 class State(StrEnum):
@@ -59,10 +60,17 @@ TRANSITIONS: dict[tuple[State, State], frozenset[Actor]] = {
     (State.PAUSED, State.CANCELLED): frozenset({_API}),
 }
 
-_WIRE = {
+WireStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+_WIRE: dict[State, WireStatus] = {
     State.VALIDATING: "validating_files",
-    State.CANCELLING: "cancelled",  # the user asked and will not be told otherwise; teardown is ours
+    State.QUEUED: "queued",
+    State.RUNNING: "running",
     State.PAUSING: "running",  # until the checkpoint is durable
+    State.PAUSED: "paused",
+    State.SUCCEEDED: "succeeded",
+    State.FAILED: "failed",
+    State.CANCELLING: "cancelled",  # the user asked and will not be told otherwise; teardown is ours
+    State.CANCELLED: "cancelled",
 }
 
 
@@ -76,6 +84,6 @@ def sources(target: State, actor: Actor) -> frozenset[State]:
     return frozenset(source for (source, to), actors in TRANSITIONS.items() if to == target and actor in actors)
 
 
-def wire_status(state: State | str) -> str:
+def wire_status(state: State) -> WireStatus:
     """The status clients see."""
-    return _WIRE.get(State(state), str(state))
+    return _WIRE[state]

@@ -40,11 +40,16 @@ def insert(
     return session.scalars(sa.insert(File).values(values).returning(File)).one()
 
 
-def get(session: Session, project_id: str, file_id: str) -> File | None:
-    """One file by id."""
+def get(
+    session: Session, project_id: str, file_id: str, *, lock: Literal["share", "update"] | None = None
+) -> File | None:
+    """One file by id, locked until the end of the transaction if asked."""
     if not is_id(FILE, file_id):
         return None
-    return session.scalar(sa.select(File).where(File.id == file_id, File.project_id == project_id))
+    statement = sa.select(File).where(File.id == file_id, File.project_id == project_id)
+    if lock is not None:
+        statement = statement.with_for_update(read=lock == "share")
+    return session.scalar(statement)
 
 
 def page(

@@ -1,6 +1,6 @@
 """The catalog of base models: the sub-folders of `model_root` with a config.json, by folder name.
 
-Ids from requests are looked up in the listing and never joined to a path.
+Ids from requests are looked up in the listing and never joined to a path. Tuned models are rows, see `tuned_models`.
 """
 
 from __future__ import annotations

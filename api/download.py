@@ -1,0 +1,114 @@
+"""Responses with stored bytes: one object with Range and ETag, or a checkpoint as a tar, both in bounded memory.
+
+A range is one `bytes=` range; several at once are answered with the whole object, as RFC 9110 allows. Bytes come from
+the store piece by piece; when an object turns out damaged half-way the connection is cut, which Content-Length shows.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from jobs.artifacts import ArtifactStore, Manifest
+from jobs.errors import RangeNotSatisfiable
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_BLOCK = tarfile.BLOCKSIZE
+
+
+def object_response(request: Request, store: ArtifactStore, key: str, *, name: str, size: int, sha256: str) -> Response:
+    """A stored object, or the range of it that the request asks for.
+
+    Raises:
+        RangeNotSatisfiable: the range lies outside.
+    """
+    etag = f'"{sha256}"'
+    headers = {
+        "etag": etag,
+        "accept-ranges": "bytes",
+        "content-disposition": attachment(name),
+        "x-checksum-sha256": sha256,
+        "cache-control": "private, no-cache",
+    }
+    if _matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    wanted = request.headers.get("range")
+    fresh = request.headers.get("if-range", etag) == etag
+    part = parse_range(wanted, size) if wanted is not None and fresh else None
+    start, end = part or (0, size)
+    headers["content-length"] = str(end - start)
+    if part is not None:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
+    content = store.read(key, start, end)
+    status = 200 if part is None else 206
+    return StreamingResponse(content, status, headers=headers, media_type="application/octet-stream")
+
+
+def tar_response(
+    request: Request, store: ArtifactStore, key: str, manifest: Manifest, *, folder: str, time: int
+) -> Response:
+    """All files of a checkpoint below `folder`. The same checkpoint always gives the same bytes."""
+    etag = f'"{manifest.sha256}.tar"'
+    headers = {"etag": etag, "content-disposition": attachment(f"{folder}.tar")}
+    if _matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    heads = [_tar_header(f"{folder}/{file.path}", file.bytes, time) for file in manifest.files]
+    padded = [file.bytes + _padding(file.bytes) for file in manifest.files]
+    headers["content-length"] = str(sum(map(len, heads)) + sum(padded) + 2 * _BLOCK)
+
+    def content() -> Iterator[bytes]:
+        for head, file in zip(heads, manifest.files, strict=True):
+            yield head
+            yield from store.read(f"{key}/{file.path}", 0, file.bytes)
+            yield bytes(_padding(file.bytes))
+        yield bytes(2 * _BLOCK)
+
+    return StreamingResponse(content(), headers=headers, media_type="application/x-tar")
+
+
+def parse_range(text: str, size: int) -> tuple[int, int] | None:
+    """First byte and the one after the last; None for what may be ignored.
+
+    Raises:
+        RangeNotSatisfiable: the range lies outside.
+    """
+    found = _RANGE.fullmatch(text.strip())
+    if found is None or not any(found.groups()):
+        return None
+    first, last = found.groups()
+    if first:
+        start, end = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < start:
+            return None
+    else:
+        start, end = max(0, size - int(last)), size
+    if start >= end:
+        raise RangeNotSatisfiable(f"The range {text} lies outside the {size} bytes.", size)
+    return start, end
+
+
+def attachment(name: str) -> str:
+    """A Content-Disposition that carries any name safely (RFC 6266)."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _matches(header: str | None, etag: str) -> bool:
+    if header is None:
+        return False
+    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in header.split(","))
+
+
+def _tar_header(name: str, size: int, time: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, time, 0o644
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def _padding(size: int) -> int:
+    return -size % _BLOCK

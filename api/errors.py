@@ -1,0 +1,87 @@
+"""Every error as `{"error": {"message", "type", "param", "code"}}`, whoever raised it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from bgpo.errors import InvalidInput
+from jobs.errors import ServiceError
+from jobs.wire.base import explain
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str = Field(description="For people: what is wrong and what to change.")
+    type: str = Field(description="`invalid_request_error`, or `server_error` from status 500 on.")
+    param: str | None = Field(description="Dotted path of the offending parameter.")
+    code: str | None = Field(description="For programs: stable.")
+
+
+class ErrorEnvelope(BaseModel):
+    """The body of every response with a status from 400 on."""
+
+    error: ErrorBody
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorEnvelope, "description": "The request is wrong; `param` says where."},
+    401: {"model": ErrorEnvelope, "description": "No key or a wrong one."},
+    404: {"model": ErrorEnvelope, "description": "No such object."},
+    "default": {"model": ErrorEnvelope, "description": "Any other error."},
+}
+"""For all routers; with a default FastAPI documents no 422, which this service never sends."""
+
+
+def envelope(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """An error response."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": error}, status, headers=dict(headers or {}))
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers; `api.middleware` answers for exceptions nobody planned."""
+
+    @app.exception_handler(ServiceError)
+    def service_error(request: Request, error: ServiceError) -> JSONResponse:
+        return envelope(error.status, error.message, param=error.param, code=error.code, headers=error.headers)
+
+    @app.exception_handler(InvalidInput)
+    def invalid_input(request: Request, error: InvalidInput) -> JSONResponse:
+        return envelope(400, error.message, param=error.param, code=error.code)
+
+    @app.exception_handler(RequestValidationError)
+    def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where, *loc = first["loc"]
+        if first["type"] == "json_invalid":
+            return envelope(400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json")
+        body = error.body if where == "body" else {}
+        message, param, code = explain({**first, "loc": tuple(loc)}, body)
+        return envelope(400, message, param=param, code=code)
+
+    @app.exception_handler(HTTPException)
+    def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        message = error.detail
+        if message == HTTPStatus(error.status_code).phrase:
+            message = f"{message}: {request.method} {request.url.path}"
+        code = _CODES.get(error.status_code)
+        return envelope(error.status_code, message, code=code, headers=error.headers)

@@ -1,0 +1,57 @@
+"""The application: routes, error envelope, lifetime. `uvicorn --factory api.main:create_app`, or `python -m api`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from api import errors
+from api.auth import check_exposure
+from api.middleware import RequestMiddleware
+from api.routes import checkpoints, files, health, jobs, models, progress
+from jobs.context import Context
+from jobs.settings import Settings
+
+_DESCRIPTION = """\
+Reinforcement learning and supervised fine-tuning for diffusion language models, as OpenAI's fine-tuning API: the \
+`openai` client works with `base_url` set to `/v1` of this service. Extensions live under `rl` and in paths OpenAI's \
+API does not have. Every error is an `ErrorEnvelope`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Make the application. It touches neither disk nor network before its lifespan begins.
+
+    Raises:
+        ValueError: the settings would open the service to other machines without a key.
+    """
+    settings = settings or Settings()
+    check_exposure(settings)
+    app = FastAPI(
+        title="bgpo",
+        version=version("bgpo"),
+        description=_DESCRIPTION,
+        docs_url=None,  # they load scripts from other sites
+        redoc_url=None,
+        lifespan=_lifespan,
+        openapi_tags=None,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.stopping = threading.Event()
+    errors.install(app)
+    app.add_middleware(RequestMiddleware)
+    for part in (files, jobs, progress, checkpoints, models, health):
+        app.include_router(part.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.context = Context.open(app.state.settings)
+    yield
+    app.state.context.close()

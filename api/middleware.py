@@ -1,0 +1,92 @@
+"""Outermost layer of every request: an id, timing and version headers, a body limit, and a 500 without a traceback.
+
+Plain ASGI, so that streams pass through untouched.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import envelope
+from jobs.tables import DEFAULT_ORGANIZATION
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+API_VERSION = "2020-10-01"
+"""The version OpenAI's API states."""
+_UPLOADS = ("/v1/files",)
+_log = structlog.get_logger(__name__)
+
+
+class RequestMiddleware:
+    """Wraps the whole application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        await _Exchange(self._app, scope, receive, send).run()
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self._app, self._scope, self._receive, self._send = app, scope, receive, send
+        self._request_id = f"req_{uuid.uuid4().hex}"
+        self._began = time.monotonic()
+        self._started = False
+        self._received = 0
+
+    async def run(self) -> None:
+        structlog.contextvars.bind_contextvars(request_id=self._request_id)
+        try:
+            limited = self._scope["path"] not in _UPLOADS  # uploads have a limit and a message of their own
+            if limited and _content_length(self._scope) > MAX_BODY_BYTES:
+                await self._too_large()
+                return
+            await self._app(self._scope, self._receive_limited if limited else self._receive, self._respond)
+        except Exception:  # process boundary: whatever broke, the client gets an envelope and the log the traceback
+            _log.exception("request.failed", method=self._scope["method"], path=self._scope["path"])
+            if self._started:
+                raise  # too late to say so; the server cuts the connection
+            message = f"The server had an error. Please quote the request id {self._request_id}."
+            await envelope(500, message, code="server_error")(self._scope, self._receive, self._respond)
+        finally:
+            structlog.contextvars.unbind_contextvars("request_id")
+
+    async def _receive_limited(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > MAX_BODY_BYTES:
+            raise HTTPException(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
+        return message
+
+    async def _too_large(self) -> None:
+        message = f"The body is larger than {MAX_BODY_BYTES} bytes."
+        response = envelope(413, message, code="request_too_large")
+        await response(self._scope, self._receive, self._respond)
+
+    async def _respond(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._request_id
+            headers["openai-version"] = API_VERSION
+            headers["openai-organization"] = DEFAULT_ORGANIZATION
+            headers["openai-processing-ms"] = str(int((time.monotonic() - self._began) * 1000))
+            headers["x-content-type-options"] = "nosniff"
+        await self._send(message)
+
+
+def _content_length(scope: Scope) -> int:
+    text = Headers(scope=scope).get("content-length", "0")
+    return int(text) if text.isdecimal() else 0

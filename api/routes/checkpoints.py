@@ -1,0 +1,51 @@
+"""/v1/fine_tuning/checkpoints: describing and downloading them. Paths are matched to the manifest, never to a disk."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from api.deps import Ctx, Project
+from api.download import object_response, tar_response
+from api.errors import RESPONSES
+from api.schemas.checkpoints import CheckpointFiles, CheckpointObject, checkpoint_files, checkpoint_object
+from jobs.artifacts import Manifest
+from jobs.errors import NotFound
+from jobs.services import jobs
+
+router = APIRouter(prefix="/v1/fine_tuning/checkpoints/{checkpoint_id}", tags=["Checkpoints"], responses=RESPONSES)
+
+
+@router.get("")
+def retrieve_checkpoint(checkpoint_id: str, ctx: Ctx, project: Project) -> CheckpointObject:
+    """Describe a checkpoint."""
+    return checkpoint_object(jobs.checkpoint(ctx, project, checkpoint_id))
+
+
+@router.get("/files")
+def list_checkpoint_files(checkpoint_id: str, ctx: Ctx, project: Project) -> CheckpointFiles:
+    """The manifest: path, size, sha256 and kind of every file."""
+    return checkpoint_files(Manifest.from_json(jobs.checkpoint(ctx, project, checkpoint_id).manifest))
+
+
+@router.get("/files/{path:path}", response_class=Response)
+def download_checkpoint_file(checkpoint_id: str, path: str, request: Request, ctx: Ctx, project: Project) -> Response:
+    """One file. Supports Range and If-None-Match; the header `x-checksum-sha256` has the hash of the whole file."""
+    checkpoint = jobs.checkpoint(ctx, project, checkpoint_id)
+    file = Manifest.from_json(checkpoint.manifest).find(path)
+    if file is None:
+        raise NotFound(f"Checkpoint {checkpoint_id} has no file {path}", "path")
+    name = path.rpartition("/")[2]
+    return object_response(
+        request, ctx.store, f"{checkpoint.key}/{file.path}", name=name, size=file.bytes, sha256=file.sha256
+    )
+
+
+@router.get("/content", response_class=Response)
+def download_checkpoint(checkpoint_id: str, request: Request, ctx: Ctx, project: Project) -> Response:
+    """All files as one tar, streamed."""
+    checkpoint = jobs.checkpoint(ctx, project, checkpoint_id)
+    manifest = Manifest.from_json(checkpoint.manifest)
+    folder = f"{checkpoint.id}-step-{checkpoint.step}"
+    time = int(checkpoint.created_at)
+    return tar_response(request, ctx.store, checkpoint.key, manifest, folder=folder, time=time)

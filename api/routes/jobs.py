@@ -1,0 +1,78 @@
+"""/v1/fine_tuning/jobs"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
+
+from api.deps import After, Ctx, Limit, Project
+from api.errors import RESPONSES
+from api.schemas.jobs import JobObject, job_object
+from api.schemas.lists import ListOf, list_of
+from jobs.errors import InvalidRequest
+from jobs.services import create, jobs
+from jobs.wire.request import CreateJob
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning jobs"], responses=RESPONSES)
+_METADATA = re.compile(r"metadata\[(.+)\]")
+
+IdempotencyKey = Annotated[
+    str | None, Header(description="Repeating a request with the same key gives the job the first one made.")
+]
+
+
+@router.post("")
+def create_job(body: CreateJob, ctx: Ctx, project: Project, idempotency_key: IdempotencyKey = None) -> JobObject:
+    """Create a job. All that can be wrong with it is said now; the answer shows what every `auto` became."""
+    return job_object(create.create(ctx, project, body, idempotency_key))
+
+
+@router.get("")
+def list_jobs(
+    request: Request, ctx: Ctx, project: Project, after: After = None, limit: Limit = 20
+) -> ListOf[JobObject]:
+    """List jobs, newest first. `metadata[key]=value` filters; `metadata=null` finds those with none."""
+    tags, untagged = _metadata(request)
+    page = jobs.page(ctx, project, after=after, limit=limit, tags=tags, untagged=untagged)
+    return list_of(page, job_object)
+
+
+@router.get("/{job_id}")
+def retrieve_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
+    """Describe a job."""
+    return job_object(jobs.get(ctx, project, job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
+    """Cancel a job. It is cancelled at once; its worker stops in the background and writes nothing more."""
+    return job_object(jobs.cancel(ctx, project, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
+    """Pause a job. A running one shows `rl.phase` pausing until its checkpoint is stored, then is paused."""
+    return job_object(jobs.pause(ctx, project, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
+    """Put a paused job back in the queue; it continues from its last checkpoint."""
+    return job_object(jobs.resume(ctx, project, job_id))
+
+
+def _metadata(request: Request) -> tuple[dict[str, str], bool]:
+    tags: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        found = _METADATA.fullmatch(name)
+        if found is None:
+            continue
+        if "\x00" in name + value:
+            raise InvalidRequest("metadata must not contain NUL.", "metadata")
+        tags[found[1]] = value
+    literal = request.query_params.get("metadata")
+    if literal not in (None, "null"):
+        raise InvalidRequest("metadata takes metadata[key]=value, or null.", "metadata")
+    return tags, literal == "null"

@@ -1,0 +1,24 @@
+"""/v1/models"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from api.deps import Ctx, Project
+from api.errors import RESPONSES
+from api.schemas.models import ModelList, ModelObject, model_object
+from jobs.services import tuned_models
+
+router = APIRouter(prefix="/v1/models", tags=["Models"], responses=RESPONSES)
+
+
+@router.get("")
+def list_models(ctx: Ctx, project: Project) -> ModelList:
+    """Base models and the results of jobs. Checkpoints are listed with their jobs."""
+    return ModelList(data=[model_object(model) for model in tuned_models.list_all(ctx, project)])
+
+
+@router.get("/{model:path}")
+def retrieve_model(model: str, ctx: Ctx, project: Project) -> ModelObject:
+    """Describe a base model, the result of a job, or a checkpoint by its name."""
+    return model_object(tuned_models.get(ctx, project, model))

@@ -1,0 +1,196 @@
+"""Fine-tuning jobs, their events, metrics and samples on the wire."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from api.schemas.lists import Listed
+from jobs.states import State, WireStatus, wire_status
+from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, Metric, Sample
+
+_PHASES = {
+    State.VALIDATING: "validating",
+    State.CANCELLING: "cancelling",
+    State.PAUSING: "pausing",
+}
+
+
+class JobErrorObject(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class JobDetails(BaseModel):
+    """`rl`: what OpenAI's job object has no place for."""
+
+    phase: str | None = Field(description="Of a job that is not over: what it waits for or does.")
+    step: int = Field(description="Last step begun.")
+    total_steps: int
+    attempt: int = Field(description="Times a worker has taken the job.")
+    attempts_left: int = Field(description="Crashes it may still have before the next checkpoint.")
+    started_at: int | None
+    eval: dict[str, Any]
+    checkpointing: dict[str, Any]
+    sample_log: int
+
+
+class JobObject(Listed):
+    """A fine-tuning job."""
+
+    id: str = Field(examples=["ftjob-0197..."])
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None = None
+    status: WireStatus
+    model: str
+    fine_tuned_model: str | None = Field(description="Name of the result, once the job has succeeded.")
+    training_file: str
+    validation_file: str | None
+    result_files: list[str] = Field(default_factory=list)
+    trained_tokens: int | None = None
+    method: dict[str, Any] = Field(description="With the values that the job uses for everything left out or auto.")
+    hyperparameters: dict[str, Any] = Field(description="Deprecated; of supervised jobs.")
+    seed: int
+    error: JobErrorObject | None
+    metadata: dict[str, str] | None
+    organization_id: str = DEFAULT_ORGANIZATION
+    integrations: list[Any] | None = None
+    user_provided_suffix: str | None
+    rl: JobDetails
+
+
+class EventObject(Listed):
+    """Something that happened to a job."""
+
+    id: str = Field(examples=["ftevent-0197..."])
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any] | None
+
+
+class MetricsPoint(BaseModel):
+    """The values of one step."""
+
+    step: int
+    split: Literal["train", "validation"]
+    values: dict[str, float]
+
+
+class MetricSeries(BaseModel):
+    """All values asked for, by step."""
+
+    object: Literal["list"] = "list"
+    data: list[MetricsPoint]
+    has_more: bool = False
+
+
+class SampleObject(Listed):
+    """A logged rollout."""
+
+    id: str = Field(description="Within its job: step.split.index.")
+    object: Literal["fine_tuning.job.sample"] = "fine_tuning.job.sample"
+    step: int
+    split: Literal["train", "validation"]
+    index: int
+    prompt: str
+    completion: str
+    reward: float | None
+    scores: dict[str, float]
+    error: str | None
+
+
+def job_object(job: Job) -> JobObject:
+    """A row as the wire has it."""
+    state = State(job.state)
+    error = None
+    if job.error_code is not None:
+        error = JobErrorObject(code=job.error_code, message=job.error_message or "", param=job.error_param)
+    return JobObject(
+        id=job.id,
+        created_at=int(job.created_at),
+        finished_at=_seconds(job.finished_at),
+        status=wire_status(state),
+        model=job.model,
+        fine_tuned_model=job.tuned_model if state == State.SUCCEEDED else None,
+        training_file=job.training_file,
+        validation_file=job.validation_file,
+        method=job.method,
+        hyperparameters=_deprecated_hyperparameters(job),
+        seed=job.seed,
+        error=error,
+        metadata=job.tags,
+        user_provided_suffix=job.suffix,
+        rl=_details(job, state),
+    )
+
+
+def event_object(event: Event) -> EventObject:
+    """A row as the wire has it."""
+    shown = {name: getattr(event, name) for name in ("id", "level", "message", "type", "data")}
+    return EventObject.model_validate(shown | {"created_at": int(event.created_at)})
+
+
+def metric_points(rows: Sequence[Metric]) -> list[MetricsPoint]:
+    """Rows ordered by step and split, gathered."""
+    points: list[MetricsPoint] = []
+    for row in rows:
+        if not points or (points[-1].step, points[-1].split) != (row.step, row.split):
+            points.append(MetricsPoint.model_validate({"step": row.step, "split": row.split, "values": {}}))
+        points[-1].values[row.name] = row.value
+    return points
+
+
+def sample_object(row: Sample) -> SampleObject:
+    """A row as the wire has it."""
+    names = ("step", "split", "index", "prompt", "completion", "reward", "scores", "error")
+    shown = {name: getattr(row, name) for name in names}
+    return SampleObject.model_validate(shown | {"id": f"{row.step}.{row.split}.{row.index}"})
+
+
+def event_json(event: Event) -> str:
+    """An event as one line of JSON, for streams."""
+    return json.dumps(event_object(event).model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
+
+
+def _details(job: Job, state: State) -> JobDetails:
+    return JobDetails(
+        phase=_phase(job, state),
+        step=job.last_step,
+        total_steps=job.total_steps,
+        attempt=job.epoch,
+        attempts_left=job.attempts_left,
+        started_at=_seconds(job.started_at),
+        eval=job.recipe["evaluation"],
+        checkpointing=job.recipe["checkpointing"],
+        sample_log=job.recipe["sample_log"],
+    )
+
+
+def _phase(job: Job, state: State) -> str | None:
+    if state == State.QUEUED:
+        return "retrying" if job.epoch else "waiting_for_gpu"
+    if state == State.RUNNING:
+        return job.phase or "loading_model"
+    return _PHASES.get(state)
+
+
+def _deprecated_hyperparameters(job: Job) -> dict[str, Any]:
+    if job.method["type"] != "supervised":
+        return {}
+    resolved = job.method["supervised"]["hyperparameters"]
+    return {name: resolved[name] for name in ("n_epochs", "batch_size", "learning_rate_multiplier")}
+
+
+def _seconds(time: float | None) -> int | None:
+    return None if time is None else int(time)

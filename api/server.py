@@ -1,0 +1,47 @@
+"""The uvicorn server, with one change: when it stops it tells the event streams, which would keep it from stopping."""
+
+from __future__ import annotations
+
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.main import create_app
+from jobs.settings import Settings
+
+_GRACE_S = 10
+
+
+class Server(uvicorn.Server):
+    """Serves one application."""
+
+    def __init__(self, settings: Settings, app: FastAPI) -> None:
+        self._stopping = app.state.stopping
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                log_level=settings.log_level,
+                access_log=False,
+                timeout_graceful_shutdown=_GRACE_S,
+                server_header=False,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        self._stopping.set()
+        super().handle_exit(sig, frame)
+
+    def stop(self) -> None:
+        """The same without a signal, from any thread."""
+        self._stopping.set()
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop."""
+    Server(settings, create_app(settings)).run()

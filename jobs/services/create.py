@@ -1,0 +1,155 @@
+"""Creating a job: everything that can be wrong is found before the row exists, and said with the parameter's path.
+
+The row, its events and its place in the queue are one transaction; the doorbell follows the commit. Repeating a request
+with the same idempotency key gives the job the first one made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from jobs.context import Context
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.ids import JOB, new_id, short
+from jobs.repositories import events, files, job_rows, jobs
+from jobs.states import State
+from jobs.tables import File, Job
+from jobs.wire.recipe import Method, build, method_of
+from jobs.wire.request import CreateJob
+
+MIN_TRAINING_ROWS = 10
+"""OpenAI's minimum."""
+MAX_KEY = 255
+
+
+def create(ctx: Context, project_id: str, body: CreateJob, idempotency_key: str | None = None) -> Job:
+    """Make a queued job.
+
+    Raises:
+        NotFound: no such base model.
+        InvalidRequest: anything else wrong with the request.
+        Conflict: the key was used with another body.
+    """
+    if idempotency_key is not None and not (idempotency_key.isprintable() and 0 < len(idempotency_key) <= MAX_KEY):
+        raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} printable characters.")
+    digest = _hash(body)
+    repeated = _find_repeated(ctx, project_id, idempotency_key, digest)
+    if repeated is not None:
+        return repeated
+    if ctx.catalog.get(body.model) is None:
+        raise NotFound(f"The model '{body.model}' does not exist.", "model", "model_not_found")
+    method = method_of(body)
+    try:
+        with ctx.db.transaction() as session:
+            job = _insert(ctx, session, project_id, body, method, idempotency_key, digest)
+    except IntegrityError:  # the twin of this request was quicker
+        repeated = _find_repeated(ctx, project_id, idempotency_key, digest)
+        if repeated is None:
+            raise
+        return repeated
+    if ctx.doorbell.ring(job.id):
+        with ctx.db.transaction() as session:
+            jobs.mark_rung(session, [job.id])
+    return job
+
+
+def _hash(body: CreateJob) -> str:
+    canonical = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _find_repeated(ctx: Context, project_id: str, key: str | None, digest: str) -> Job | None:
+    if key is None:
+        return None
+    with ctx.db.read() as session:
+        job = job_rows.by_idempotency_key(session, project_id, key)
+    if job is not None and job.request_hash != digest:
+        raise Conflict("This Idempotency-Key was used with another body.", None, "idempotency_key_reused")
+    return job
+
+
+def _insert(
+    ctx: Context,
+    session: Session,
+    project_id: str,
+    body: CreateJob,
+    method: Method,
+    idempotency_key: str | None,
+    digest: str,
+) -> Job:
+    train = _dataset(session, project_id, body.training_file, "training_file", method)
+    valid = None
+    if body.validation_file is not None:
+        valid = _dataset(session, project_id, body.validation_file, "validation_file", method)
+    seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
+    recipe, shown = build(body, seed, train["rows"], valid["rows"] if valid else None)
+    job_id = new_id(JOB)
+    job = Job(
+        id=job_id,
+        project_id=project_id,
+        idempotency_key=idempotency_key,
+        request_hash=digest,
+        model=body.model,
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        suffix=body.suffix,
+        tags=body.metadata or None,
+        seed=seed,
+        method=shown,
+        recipe=recipe.model_dump(mode="json"),
+        tuned_model=f"ft:{_slug(body.model)}:{project_id}:{_slug(body.suffix or '')}:{short(job_id)}",
+        total_steps=recipe.method.max_steps,
+        state=State.VALIDATING,
+        desired="run",
+        attempts_left=ctx.settings.max_attempts,
+        max_attempts=ctx.settings.max_attempts,
+    )
+    job_rows.insert(session, job)
+    for message in (
+        f"Created fine-tuning job: {job_id}",
+        f"Validating training file: {body.training_file}",
+        "Files validated, moving job to queued state",
+    ):
+        events.append(session, job_id, None, "info", message)
+    job_rows.queue(session, job_id)
+    return job_rows.get(session, project_id, job_id) or job
+
+
+def _dataset(session: Session, project_id: str, file_id: str, param: str, method: Method) -> dict[str, Any]:
+    """The summary of a file that suits the method; locked, so that nobody deletes it before the job exists."""
+    code = f"invalid_{param}"
+    file = files.get(session, project_id, file_id, lock="share")
+    if file is None:
+        raise InvalidRequest(f"No such File object: {file_id}", param, code)
+    if file.summary is None:
+        raise InvalidRequest(f"File {file_id} has purpose {file.purpose}, not fine-tune.", param, code)
+    rows = file.summary["rows"]
+    if param == "training_file" and rows < MIN_TRAINING_ROWS:
+        message = f"Training file has {rows} example(s), but must have at least {MIN_TRAINING_ROWS} examples."
+        raise InvalidRequest(message, param, "invalid_n_examples")
+    _check_last_messages(file, param, method)
+    return file.summary
+
+
+def _check_last_messages(file: File, param: str, method: Method) -> None:
+    assert file.summary is not None
+    if method.type == "reinforcement":
+        line, role, why = file.summary["first_not_user"], "user", "the prompt to answer"
+    elif param == "validation_file" and method.grader is not None:
+        return  # answers are sampled and graded; one in the row is ignored
+    else:
+        line, role, why = file.summary["first_not_answer"], "assistant", "the answer to learn"
+    if line is not None:
+        message = f"Line {line} of {file.id}: method {method.type} needs the last message to be the {role}'s, {why}."
+        raise InvalidRequest(message, param, f"invalid_{param}")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-")

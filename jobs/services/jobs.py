@@ -1,0 +1,152 @@
+"""Jobs for their users: read, list, cancel, pause, resume, and what a job has told so far. `create` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from sqlalchemy.orm import Session
+
+from jobs.context import Context
+from jobs.errors import InvalidRequest, NotFound
+from jobs.repositories import checkpoints, events, job_rows, metrics, samples
+from jobs.repositories.jobs import mark_rung
+from jobs.services.paging import Page, cut
+from jobs.states import State
+from jobs.tables import Checkpoint, Event, Job, Metric, Sample
+
+
+def get(ctx: Context, project_id: str, job_id: str) -> Job:
+    """One job. Raises NotFound."""
+    with ctx.db.read() as session:
+        return _find(session, project_id, job_id)
+
+
+def page(
+    ctx: Context, project_id: str, *, after: str | None, limit: int, tags: Mapping[str, str], untagged: bool
+) -> Page[Job]:
+    """Jobs, newest first. Raises InvalidRequest for an unknown `after`."""
+    with ctx.db.read() as session:
+        start = job_rows.get(session, project_id, after) if after is not None else None
+        _require_start(after, start)
+        found = job_rows.page(session, project_id, after=start, limit=limit + 1, tags=tags, untagged=untagged)
+    return cut(found, limit)
+
+
+def cancel(ctx: Context, project_id: str, job_id: str) -> Job:
+    """Cancel a job; clients see it cancelled at once. Raises NotFound, InvalidState."""
+    return _change(ctx, project_id, job_id, job_rows.cancel)
+
+
+def pause(ctx: Context, project_id: str, job_id: str) -> Job:
+    """Pause a job after its next checkpoint. Raises NotFound, InvalidState."""
+    return _change(ctx, project_id, job_id, job_rows.pause)
+
+
+def resume(ctx: Context, project_id: str, job_id: str) -> Job:
+    """Queue a paused job. Raises NotFound, InvalidState."""
+    job = _change(ctx, project_id, job_id, job_rows.resume)
+    if job.state == State.QUEUED and ctx.doorbell.ring(job_id):
+        with ctx.db.transaction() as session:
+            mark_rung(session, [job_id])
+    return job
+
+
+def events_page(ctx: Context, project_id: str, job_id: str, *, after: str | None, limit: int) -> Page[Event]:
+    """Events, newest first."""
+    with ctx.db.read() as session:
+        _find(session, project_id, job_id)
+        start = events.seq_of(session, job_id, after) if after is not None else None
+        _require_start(after, start)
+        return cut(events.page(session, job_id, before_seq=start, limit=limit + 1), limit)
+
+
+def event_seq(ctx: Context, project_id: str, job_id: str, event_id: str | None) -> int:
+    """Where a stream that has seen `event_id` goes on. Raises NotFound, InvalidRequest."""
+    with ctx.db.read() as session:
+        _find(session, project_id, job_id)
+        start = events.seq_of(session, job_id, event_id) if event_id is not None else 0
+        _require_start(event_id, start)
+    return start or 0
+
+
+def events_since(
+    ctx: Context, project_id: str, job_id: str, after_seq: int, limit: int
+) -> tuple[State, Sequence[Event]]:
+    """The job's state and then the next events, oldest first: of a state that is over no event can be missing."""
+    with ctx.db.read() as session:
+        state = State(_find(session, project_id, job_id).state)
+        return state, events.since(session, job_id, after_seq, limit)
+
+
+def checkpoints_page(ctx: Context, project_id: str, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
+    """Checkpoints, newest step first."""
+    with ctx.db.read() as session:
+        _find(session, project_id, job_id)
+        start = checkpoints.get(session, project_id, after) if after is not None else None
+        _require_start(after, start if start is not None and start.job_id == job_id else None)
+        return cut(checkpoints.page(session, job_id, after=start, limit=limit + 1), limit)
+
+
+def checkpoint(ctx: Context, project_id: str, checkpoint_id: str) -> Checkpoint:
+    """One checkpoint. Raises NotFound."""
+    with ctx.db.read() as session:
+        found = checkpoints.get(session, project_id, checkpoint_id)
+    if found is None:
+        raise NotFound(f"No such checkpoint: {checkpoint_id}", "id")
+    return found
+
+
+def metric_series(
+    ctx: Context,
+    project_id: str,
+    job_id: str,
+    *,
+    names: Sequence[str] | None,
+    split: str | None,
+    since_step: int | None,
+    until_step: int | None,
+) -> Sequence[Metric]:
+    """Values by step, split and name."""
+    with ctx.db.read() as session:
+        _find(session, project_id, job_id)
+        return metrics.series(session, job_id, names=names, split=split, since_step=since_step, until_step=until_step)
+
+
+def samples_page(
+    ctx: Context,
+    project_id: str,
+    job_id: str,
+    *,
+    after: tuple[int, str, int] | None,
+    limit: int,
+    step: int | None,
+    split: str | None,
+    min_reward: float | None,
+) -> Page[Sample]:
+    """Logged rollouts, newest step first."""
+    with ctx.db.read() as session:
+        _find(session, project_id, job_id)
+        found = samples.page(
+            session, job_id, after=after, limit=limit + 1, step=step, split=split, min_reward=min_reward
+        )
+    return cut(found, limit)
+
+
+def _find(session: Session, project_id: str, job_id: str) -> Job:
+    job = job_rows.get(session, project_id, job_id)
+    if job is None:
+        raise NotFound(f"No such fine-tuning job: {job_id}", "id")
+    return job
+
+
+def _change(ctx: Context, project_id: str, job_id: str, change: Callable[[Session, str, str], Job | None]) -> Job:
+    with ctx.db.transaction() as session:
+        job = change(session, project_id, job_id)
+    if job is None:
+        raise NotFound(f"No such fine-tuning job: {job_id}", "id")
+    return job
+
+
+def _require_start(after: str | None, found: object | None) -> None:
+    if after is not None and found is None:
+        raise InvalidRequest(f"after: no such object in this list: {after}", "after")

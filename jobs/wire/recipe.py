@@ -1,0 +1,189 @@
+"""From the method of a request to a `Recipe`, and to the method with resolved hyperparameters that the job shows.
+
+What "auto" becomes: n_epochs, as many as make at least 100 steps; learning_rate, the method's default of `bgpo.spec`
+(which learning_rate_multiplier scales); block_length, the largest divisor of the response length that divides 32;
+diffusion_steps, half a step a token; checkpoints, five during the job; everything else, the default of `bgpo.spec`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from bgpo.spec import OptimizerSpec, Recipe, Reinforcement, RolloutSpec, Supervised
+from jobs.errors import InvalidRequest
+from jobs.wire.request import CreateJob, Hyperparameters, MethodBlock, ReinforcementBlock, SupervisedBlock
+
+MethodType = Literal["reinforcement", "supervised"]
+_SPECS: dict[MethodType, type[Reinforcement] | type[Supervised]] = {
+    "reinforcement": Reinforcement,
+    "supervised": Supervised,
+}
+_AUTO_STEPS = 100
+_AUTO_CHECKPOINTS = 5
+
+
+@dataclass(frozen=True)
+class Method:
+    """A request's method, with the block of its type."""
+
+    type: MethodType
+    block: ReinforcementBlock | SupervisedBlock
+
+    @property
+    def path(self) -> str:
+        """Where its hyperparameters stand in the request."""
+        return f"method.{self.type}.hyperparameters"
+
+    @property
+    def grader(self) -> dict[str, Any] | None:
+        """The grader, if there is one."""
+        return self.block.grader.model_dump(mode="json") if self.block.grader is not None else None
+
+
+def method_of(body: CreateJob) -> Method:
+    """Find the method of a request; raises InvalidRequest when blocks and type do not fit."""
+    method = body.method or MethodBlock(type="supervised", supervised=SupervisedBlock())
+    if method.type == "dpo":
+        raise InvalidRequest("Method type dpo is not supported yet.", "method.type", "unsupported_method")
+    for other in ("reinforcement", "supervised", "dpo"):
+        if other != method.type and getattr(method, other) is not None:
+            raise InvalidRequest(f"method.{other} does not belong to type {method.type}.", f"method.{other}")
+    if method.type == "reinforcement":
+        if method.reinforcement is None:
+            path = "method.reinforcement"
+            raise InvalidRequest(f"{path} is required.", path, "missing_required_parameter")
+        block: ReinforcementBlock | SupervisedBlock = method.reinforcement
+    else:
+        block = method.supervised or SupervisedBlock()
+    if body.hyperparameters is not None:
+        if body.method is not None:
+            raise InvalidRequest("hyperparameters is for jobs without method.", "hyperparameters")
+        block = SupervisedBlock(hyperparameters=body.hyperparameters)
+    return Method(method.type, block)
+
+
+def build(body: CreateJob, seed: int, train_rows: int, validation_rows: int | None) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of a request, and the method its job shows.
+
+    Raises:
+        InvalidRequest: with the dotted path of what does not fit together.
+    """
+    method = method_of(body)
+    hyper = method.block.hyperparameters
+    given = hyper.model_dump(exclude_none=True)
+    _check_evaluation(body, hyper, method, validation_rows)
+    spec: dict[str, Any] = {"type": method.type, "grader": method.grader, "optimizer": _optimizer(given, method)}
+    spec |= {name: given[name] for name in _SPECS[method.type].model_fields if name in given}
+    spec |= _rollout(given, method)
+    if isinstance(method.block, ReinforcementBlock):
+        spec["algorithm"] = method.block.algorithm
+    batch_size = spec.get("batch_size", _SPECS[method.type].model_fields["batch_size"].default)
+    steps = spec["max_steps"] = _steps(given, method, train_rows, batch_size)
+    every = body.rl.checkpointing.every_steps or math.ceil(steps / _AUTO_CHECKPOINTS)
+    values: dict[str, Any] = {
+        "seed": seed,
+        "method": spec,
+        "evaluation": {
+            "interval": hyper.eval_interval or body.rl.eval.interval,
+            "samples": hyper.eval_samples or body.rl.eval.samples,
+            "batch_size": body.rl.eval.batch_size,
+        },
+        "checkpointing": {"every_steps": every, "keep_last": body.rl.checkpointing.keep_last},
+        "sample_log": body.rl.sample_log,
+    }
+    values |= {"precision": given["precision"]} if "precision" in given else {}
+    recipe = _validate(values, method)
+    return recipe, _shown(recipe, method, train_rows, validation_rows)
+
+
+def base_learning_rate(type_: MethodType) -> float:
+    """What learning_rate_multiplier scales."""
+    default = _SPECS[type_].model_fields["optimizer"].get_default(call_default_factory=True, validated_data={})
+    rate: float = default.learning_rate
+    return rate
+
+
+def _check_evaluation(body: CreateJob, hyper: Hyperparameters, method: Method, validation_rows: int | None) -> None:
+    pairs = (("interval", hyper.eval_interval), ("samples", hyper.eval_samples))
+    for name, value in pairs:
+        extension = getattr(body.rl.eval, name)
+        param = f"{method.path}.eval_{name}" if value is not None else f"rl.eval.{name}"
+        if value is not None and extension is not None:
+            raise InvalidRequest(f"{param} and rl.eval.{name} say the same: give one.", param)
+        if validation_rows is None and (value is not None or extension is not None):
+            raise InvalidRequest(f"{param} needs a validation_file.", param)
+
+
+def _optimizer(given: dict[str, Any], method: Method) -> dict[str, Any]:
+    if "learning_rate" in given and "learning_rate_multiplier" in given:
+        raise InvalidRequest(
+            "learning_rate_multiplier scales the base learning rate: give it or learning_rate, not both.",
+            f"{method.path}.learning_rate_multiplier",
+        )
+    rate = base_learning_rate(method.type) * given.get("learning_rate_multiplier", 1.0)
+    return {"learning_rate": rate} | {name: given[name] for name in OptimizerSpec.model_fields if name in given}
+
+
+def _rollout(given: dict[str, Any], method: Method) -> dict[str, Any]:
+    names = [name for name in RolloutSpec.model_fields if name in given]
+    if method.grader is None:
+        useless = [name for name in names if name not in Supervised.model_fields]
+        if useless:
+            param = f"{method.path}.{useless[0]}"
+            raise InvalidRequest(f"{param} is about sampling answers, which needs method.supervised.grader.", param)
+        return {}
+    rollout = {name: given[name] for name in names}
+    length = rollout.setdefault("max_completion_length", RolloutSpec.model_fields["max_completion_length"].default)
+    block = rollout.setdefault("block_length", math.gcd(length, RolloutSpec.model_fields["block_length"].default))
+    rollout.setdefault("diffusion_steps", length // block * max(1, block // 2))
+    return {"rollout": rollout}
+
+
+def _steps(given: dict[str, Any], method: Method, train_rows: int, batch_size: int) -> int:
+    if "max_steps" in given:
+        if "n_epochs" in given:
+            param = f"{method.path}.n_epochs"
+            raise InvalidRequest("n_epochs and max_steps both set the length of the job: give one.", param)
+        return int(given["max_steps"])
+    epochs = given.get("n_epochs") or min(50, math.ceil(_AUTO_STEPS * batch_size / train_rows))
+    return math.ceil(train_rows * epochs / batch_size)
+
+
+def _validate(values: dict[str, Any], method: Method) -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        name = message.split()[0]  # rules between fields name the offender first
+        known = name in type(method.block.hyperparameters).model_fields
+        raise InvalidRequest(message, f"{method.path}.{name}" if known else method.path) from error
+
+
+def _shown(recipe: Recipe, method: Method, train_rows: int, validation_rows: int | None) -> dict[str, Any]:
+    spec = recipe.method.model_dump(mode="json")
+    rollout = spec.pop("rollout") or {}
+    resolved = spec | rollout | spec.pop("optimizer")
+    for name in ("type", "algorithm", "grader", "optimizer"):
+        resolved.pop(name, None)
+    rate, base = recipe.method.optimizer.learning_rate, base_learning_rate(method.type)
+    resolved |= {
+        "n_epochs": max(1, math.ceil(recipe.method.max_steps * recipe.method.batch_size / train_rows)),
+        "learning_rate_multiplier": float(f"{rate / base:.6g}"),
+        "precision": recipe.precision,
+        "eval_interval": recipe.evaluation.interval or recipe.method.max_steps,
+        "eval_samples": None
+        if validation_rows is None
+        else min(recipe.evaluation.samples or validation_rows, validation_rows),
+    }
+    if validation_rows is None:
+        resolved["eval_interval"] = None
+    block: dict[str, Any] = {"hyperparameters": resolved}
+    if method.grader is not None:
+        block["grader"] = method.grader
+    if isinstance(recipe.method, Reinforcement):
+        block["algorithm"] = recipe.method.algorithm
+    return {"type": method.type, method.type: block}

@@ -1,0 +1,134 @@
+"""The body of POST /v1/fine_tuning/jobs.
+
+OpenAI's parameters are written out; the hyperparameters of ours are taken over from `bgpo.spec`, field by field with
+their bounds, so that the two cannot drift apart. Every hyperparameter may be "auto".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, create_model
+
+from bgpo.rewards.spec import GraderSpec
+from bgpo.spec import CheckpointingSpec, EvaluationSpec, OptimizerSpec, Recipe, Reinforcement, RolloutSpec, Supervised
+from jobs.wire.base import Auto, StorableWire, Wire, refuse
+
+STRUCTURE = frozenset({"type", "algorithm", "grader", "rollout", "optimizer"})
+"""Fields of a method that are not hyperparameters on the wire."""
+
+
+class Hyperparameters(Wire):
+    """OpenAI's own; the rest is added below."""
+
+    n_epochs: Annotated[int | None, Field(ge=1, le=50), Auto()] = Field(
+        None, description="Passes over the training file. Not together with max_steps. Auto: at least 100 steps."
+    )
+    learning_rate_multiplier: Annotated[float | None, Field(gt=0), Auto()] = Field(
+        None, description="Scales the method's base learning rate. Not together with learning_rate. Auto: 1."
+    )
+    eval_interval: Annotated[int | None, Field(ge=1), Auto()] = Field(
+        None, description="Steps between evaluations on the validation file. Auto: first and last step only."
+    )
+    eval_samples: Annotated[int | None, Field(ge=1), Auto()] = Field(
+        None, description="Rows of the validation file used. Auto: all."
+    )
+    compute_multiplier: Annotated[None, BeforeValidator(refuse), Auto()] = None
+    reasoning_effort: Annotated[None, BeforeValidator(refuse)] = None
+
+
+def _hyperparameters(name: str, *specs: type[BaseModel]) -> Any:
+    fields: dict[str, Any] = {}
+    for spec in specs:
+        for field, info in spec.model_fields.items():
+            if field not in STRUCTURE:
+                optional = info.annotation | None  # type: ignore[operator]  # annotations here are types
+                described = Field(None, description=info.description)
+                fields[field] = (Annotated[(optional, *info.metadata, Auto())], described)
+    precision = Recipe.model_fields["precision"]
+    fields["precision"] = (Annotated[precision.annotation | None, Auto()], None)  # type: ignore[operator]
+    return create_model(name, __base__=Hyperparameters, __module__=__name__, **fields)
+
+
+if TYPE_CHECKING:
+
+    class ReinforcementHyperparameters(Hyperparameters):
+        """Made below."""
+
+    class SupervisedHyperparameters(Hyperparameters):
+        """Made below."""
+else:
+    ReinforcementHyperparameters = _hyperparameters(
+        "ReinforcementHyperparameters", Reinforcement, RolloutSpec, OptimizerSpec
+    )
+    SupervisedHyperparameters = _hyperparameters("SupervisedHyperparameters", Supervised, RolloutSpec, OptimizerSpec)
+
+
+class ReinforcementBlock(Wire):
+    """`method.reinforcement`."""
+
+    grader: GraderSpec
+    algorithm: Literal["bgpo", "elbo_ratio"] = "bgpo"
+    hyperparameters: ReinforcementHyperparameters = Field(default_factory=ReinforcementHyperparameters)
+
+
+class SupervisedBlock(Wire):
+    """`method.supervised`. With a grader, evaluations sample answers and score them."""
+
+    grader: GraderSpec | None = None
+    hyperparameters: SupervisedHyperparameters = Field(default_factory=SupervisedHyperparameters)
+
+
+class MethodBlock(Wire):
+    """`method`: the type, and the block of that name."""
+
+    type: Literal["reinforcement", "supervised", "dpo"]
+    reinforcement: ReinforcementBlock | None = None
+    supervised: SupervisedBlock | None = None
+    dpo: dict[str, Any] | None = Field(None, description="Not supported yet.")
+
+
+class EvalBlock(Wire):
+    """`rl.eval`: the same as eval_interval and eval_samples of the hyperparameters."""
+
+    interval: Annotated[int | None, Field(ge=1)] = None
+    samples: Annotated[int | None, Field(ge=1)] = None
+    batch_size: int = Field(EvaluationSpec().batch_size, ge=1, description="Prompts decoded at once.")
+
+
+class CheckpointingBlock(Wire):
+    """`rl.checkpointing`."""
+
+    every_steps: Annotated[int | None, Field(ge=1)] = Field(None, description="None: five during the job.")
+    keep_last: int = Field(CheckpointingSpec().keep_last, ge=1, description="Kept on the worker's disk.")
+
+
+class Extensions(Wire):
+    """`rl`: what OpenAI's API has no place for."""
+
+    eval: EvalBlock = Field(default_factory=EvalBlock)
+    checkpointing: CheckpointingBlock = Field(default_factory=CheckpointingBlock)
+    sample_log: int = Field(4, ge=0, le=64, description="Rollouts logged each step.")
+
+
+Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Value = Annotated[str, StringConstraints(max_length=512)]
+
+
+class CreateJob(StorableWire):
+    """A request for a fine-tuning job."""
+
+    model: str = Field(min_length=1, max_length=256, description="Id of a base model, see GET /v1/models.")
+    training_file: str = Field(min_length=1, max_length=64)
+    validation_file: str | None = Field(None, min_length=1, max_length=64)
+    method: MethodBlock | None = Field(None, description="Absent: supervised.")
+    hyperparameters: SupervisedHyperparameters | None = Field(
+        None, description="Deprecated: the hyperparameters of a job without `method`."
+    )
+    suffix: str | None = Field(None, min_length=1, max_length=64, description="Becomes part of the model's name.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Absent: drawn, and shown in the job.")
+    metadata: dict[Key, Value] | None = Field(None, max_length=16)
+    integrations: Annotated[None, BeforeValidator(lambda value: refuse(value or None))] = Field(
+        None, description="Not supported yet."
+    )
+    rl: Extensions = Field(default_factory=Extensions)

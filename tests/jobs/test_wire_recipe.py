@@ -1,0 +1,209 @@
+"""From request bodies to recipes, and what is said of bodies that do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bgpo.spec import Recipe, Reinforcement, Supervised
+from jobs.errors import InvalidRequest
+from jobs.wire.base import explain
+from jobs.wire.recipe import base_learning_rate, build
+from jobs.wire.request import CreateJob, ReinforcementHyperparameters, SupervisedHyperparameters
+
+GRADER = {"type": "string_check", "name": "g", "input": "{{ sample.output_text }}", "reference": "a", "operation": "eq"}
+
+
+def reinforcement(rl: dict[str, Any] | None = None, **hyperparameters: Any) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": "tiny",
+        "training_file": "file-1",
+        "method": {"type": "reinforcement", "reinforcement": {"grader": GRADER, "hyperparameters": hyperparameters}},
+    }
+    return body | ({"rl": rl} if rl is not None else {})
+
+
+def supervised(grader: dict[str, Any] | None = None, **hyperparameters: Any) -> dict[str, Any]:
+    block = {"hyperparameters": hyperparameters} | ({"grader": grader} if grader else {})
+    return {"model": "tiny", "training_file": "file-1", "method": {"type": "supervised", "supervised": block}}
+
+
+def made(body: dict[str, Any], *, rows: int = 100, validation: int | None = 50) -> tuple[Recipe, dict[str, Any]]:
+    recipe, method = build(CreateJob.model_validate(body), 7, rows, validation)
+    return recipe, method[method["type"]]["hyperparameters"]
+
+
+def refused(body: dict[str, Any], *, validation: int | None = 50) -> tuple[str, str | None, str]:
+    """Message, param and code, however deep the fault is found."""
+    try:
+        made(body, validation=validation)
+    except ValidationError as error:
+        return explain(error.errors(include_url=False)[0], body)
+    except InvalidRequest as error:
+        return error.message, error.param, error.code
+    pytest.fail("not refused")
+
+
+class TestResolving:
+    def test_every_auto_equals_leaving_out(self) -> None:
+        names = set(ReinforcementHyperparameters.model_fields) - {"reasoning_effort"}
+        assert made(reinforcement(**dict.fromkeys(names, "auto"))) == made(reinforcement())
+
+    def test_defaults_are_those_of_the_spec(self) -> None:
+        recipe, _ = made(reinforcement(max_steps=10, learning_rate_multiplier=1))
+        assert isinstance(recipe.method, Reinforcement)
+        default = Reinforcement.model_validate({"grader": GRADER, "max_steps": 10})
+        assert recipe.method == default
+        assert recipe.seed == 7
+
+    def test_every_hyperparameter_arrives(self) -> None:
+        given: dict[str, Any] = {
+            "max_steps": 12, "batch_size": 6, "group_size": 3, "num_inner_updates": 2, "mc_samples": 4,
+            "estimator": "bernoulli", "micro_batch": 5, "advantage": "mean_only", "length_normalization": "length",
+            "clamp_log_ratio": 4.0, "score_eos_padding": True, "max_completion_length": 48, "diffusion_steps": 24,
+            "block_length": 16, "temperature": 0.7, "remasking": "random", "threshold": 0.9, "learning_rate": 1e-4,
+            "warmup_steps": 3, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "epsilon": 1e-6, "max_grad_norm": 0.5,
+            "precision": "bfloat16", "eval_interval": 4, "eval_samples": 20,
+        }  # fmt: skip
+        recipe, shown = made(reinforcement(**given))
+        method = recipe.method
+        assert isinstance(method, Reinforcement)
+        flat = method.model_dump() | method.rollout.model_dump() | method.optimizer.model_dump()
+        flat |= {"precision": recipe.precision}
+        flat |= {"eval_interval": recipe.evaluation.interval, "eval_samples": recipe.evaluation.samples}
+        own = {"n_epochs", "learning_rate_multiplier", "compute_multiplier", "reasoning_effort"}
+        assert set(ReinforcementHyperparameters.model_fields) - set(given) == own
+        assert {name: flat[name] for name in given} == given
+        assert {name: shown[name] for name in given} == given
+        assert shown["learning_rate_multiplier"] == pytest.approx(200)
+
+    @pytest.mark.parametrize(
+        ("given", "steps", "epochs"),
+        [
+            ({"n_epochs": 3, "batch_size": 16}, 19, 4),  # 300 rows in batches of 16, rounded up
+            ({"batch_size": 16}, 100, 16),  # auto: at least 100 steps
+            ({"batch_size": 1}, 100, 1),
+            ({"max_steps": 5, "batch_size": 10}, 5, 1),
+        ],
+    )
+    def test_length_of_the_job(self, given: dict[str, int], steps: int, epochs: int) -> None:
+        recipe, shown = made(reinforcement(**given))
+        assert (recipe.method.max_steps, shown["n_epochs"]) == (steps, epochs)
+
+    def test_multiplier_scales_the_base_rate(self) -> None:
+        recipe, shown = made(reinforcement(learning_rate_multiplier=4))
+        assert recipe.method.optimizer.learning_rate == pytest.approx(4 * base_learning_rate("reinforcement"))
+        assert shown["learning_rate_multiplier"] == 4
+        assert made(supervised(warmup_steps=1))[0].method.optimizer.learning_rate == base_learning_rate("supervised")
+
+    @pytest.mark.parametrize("length", [1, 16, 17, 48, 64, 256, 1000])
+    def test_sampling_follows_the_response_length(self, length: int) -> None:
+        rollout = made(reinforcement(max_completion_length=length))[0].method.rollout
+        assert rollout is not None
+        assert rollout.max_completion_length == length
+
+    def test_extensions(self) -> None:
+        rl = {"eval": {"interval": 3, "samples": 99}, "checkpointing": {"every_steps": 2, "keep_last": 9}}
+        recipe, shown = made(reinforcement(rl=rl, max_steps=30))
+        assert (recipe.evaluation.interval, recipe.checkpointing.every_steps) == (3, 2)
+        assert (shown["eval_interval"], shown["eval_samples"]) == (3, 50)
+        recipe, shown = made(reinforcement(max_steps=30), validation=None)
+        assert (recipe.checkpointing.every_steps, shown["eval_interval"]) == (6, None)
+
+    def test_supervised(self) -> None:
+        recipe, shown = made(supervised(max_steps=9, max_completion_length=64))
+        assert isinstance(recipe.method, Supervised)
+        assert recipe.method.rollout is None
+        assert "diffusion_steps" not in shown
+        recipe, shown = made(supervised(grader=GRADER, max_completion_length=64, temperature=0.5))
+        assert recipe.method.rollout is not None
+        assert (recipe.method.rollout.temperature, shown["diffusion_steps"]) == (0.5, 32)
+
+    def test_without_method_it_is_supervised(self) -> None:
+        body = {"model": "tiny", "training_file": "file-1", "hyperparameters": {"n_epochs": 2, "batch_size": "auto"}}
+        recipe, _ = made(body)
+        assert isinstance(recipe.method, Supervised)
+        assert recipe.method.max_steps == 7  # 200 rows in batches of 32
+
+    def test_the_two_lists_differ_where_methods_do(self) -> None:
+        assert "group_size" not in SupervisedHyperparameters.model_fields
+
+
+HYPER = "method.reinforcement.hyperparameters"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code", "words"),
+    [
+        (reinforcement(foo=1), f"{HYPER}.foo", "unknown_parameter", "foo"),
+        (reinforcement(kl_beta=0.1), f"{HYPER}.kl_beta", "unsupported_parameter", "not supported yet"),
+        (reinforcement(compute_multiplier=2), f"{HYPER}.compute_multiplier", "unsupported_parameter", "not supported"),
+        (reinforcement(group_size="8"), f"{HYPER}.group_size", "invalid_value", "integer"),
+        (reinforcement(group_size=1), f"{HYPER}.group_size", "invalid_value", "greater than or equal to 2"),
+        (reinforcement(n_epochs=51), f"{HYPER}.n_epochs", "invalid_value", "50"),
+        (reinforcement(temperature=float("nan")), f"{HYPER}.temperature", "invalid_value", "finite"),
+        (reinforcement(estimator="x"), f"{HYPER}.estimator", "invalid_value", "exact_count"),
+        (reinforcement(n_epochs=1, max_steps=2), f"{HYPER}.n_epochs", "invalid_value", "max_steps"),
+        (
+            reinforcement(learning_rate=1e-5, learning_rate_multiplier=2.0),
+            f"{HYPER}.learning_rate_multiplier", "invalid_value", "not both",
+        ),
+        (
+            reinforcement(max_completion_length=40, block_length=16),
+            f"{HYPER}.block_length", "invalid_value", "divide",
+        ),
+        (reinforcement(num_inner_updates=3), f"{HYPER}.num_inner_updates", "invalid_value", "divide batch_size"),
+        (reinforcement(eval_interval=1, rl={"eval": {"interval": 1}}), f"{HYPER}.eval_interval", "invalid_value", ""),
+        (reinforcement(rl={"budget": {}}), "rl.budget", "unsupported_parameter", "not supported yet"),
+        (reinforcement(rl={"bugdet": {}}), "rl.bugdet", "unknown_parameter", "bugdet"),
+        (reinforcement() | {"modle": "x"}, "modle", "unknown_parameter", "modle"),
+        ({"training_file": "file-1"}, "model", "missing_required_parameter", "required"),
+        (reinforcement() | {"suffix": ""}, "suffix", "invalid_value", "1"),
+        (reinforcement() | {"seed": 2**31}, "seed", "invalid_value", "2147483647"),
+        (reinforcement() | {"metadata": {"k": "v" * 513}}, "metadata.k", "invalid_value", "512"),
+        (reinforcement() | {"metadata": {str(i): "" for i in range(17)}}, "metadata", "invalid_value", "16"),
+        (reinforcement() | {"suffix": "a\x00b"}, None, "invalid_value", "NUL"),
+        (reinforcement() | {"integrations": [{"type": "wandb"}]}, "integrations", "unsupported_parameter", "supported"),
+        (reinforcement() | {"method": {"type": "dpo"}}, "method.type", "unsupported_method", "dpo"),
+        (reinforcement() | {"method": {"type": "ppo"}}, "method.type", "invalid_value", "reinforcement"),
+        (
+            reinforcement() | {"method": {"type": "reinforcement"}},
+            "method.reinforcement", "missing_required_parameter", "required",
+        ),
+        (
+            reinforcement() | {"method": {"type": "supervised", "reinforcement": {"grader": GRADER}}},
+            "method.reinforcement", "invalid_value", "does not belong",
+        ),
+        (reinforcement() | {"hyperparameters": {"n_epochs": 1}}, "hyperparameters", "invalid_value", "without method"),
+        (supervised(temperature=1.0), "method.supervised.hyperparameters.temperature", "invalid_value", "grader"),
+        (supervised(group_size=4), "method.supervised.hyperparameters.group_size", "unknown_parameter", "group_size"),
+    ],
+)  # fmt: skip
+def test_faults(body: dict[str, Any], param: str | None, code: str, words: str) -> None:
+    message, found_param, found_code = refused(body)
+    assert (found_param, found_code) == (param, code)
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("grader", "param"),
+    [
+        (GRADER | {"operation": "neq"}, "operation"),
+        (GRADER | {"input": "{{ nope }}"}, "input"),
+        ({"type": "python", "source": "x"}, "type"),
+        ({"name": "x"}, "type"),
+        ({"type": "multi", "name": "m", "graders": {"a": GRADER}, "calculate_output": "a +"}, "calculate_output"),
+        ({"type": "multi", "name": "m", "graders": {"a": {**GRADER, "x": 1}}, "calculate_output": "a"}, "graders.a.x"),
+    ],
+)
+def test_graders_name_the_field(grader: dict[str, Any], param: str) -> None:
+    body = reinforcement()
+    body["method"]["reinforcement"]["grader"] = grader
+    assert refused(body)[1] == f"method.reinforcement.grader.{param}"
+
+
+def test_evaluation_settings_need_a_validation_file() -> None:
+    assert refused(reinforcement(eval_samples=3), validation=None)[1] == f"{HYPER}.eval_samples"
+    assert refused(reinforcement(rl={"eval": {"interval": 3}}), validation=None)[1] == "rl.eval.interval"
