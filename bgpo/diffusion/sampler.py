@@ -1,9 +1,10 @@
 """Rollout sampling: LLaDA's block-wise semi-autoregressive decoding with low-confidence remasking.
 
 The canvas is the prompt followed by G mask tokens, decoded block by block from the left. Each step predicts every
-masked position of the current block and commits the most confident predictions, an equal share a step. Confidence is
-the softmax probability of the drawn token under the noise-free logits (LLaDA, arXiv 2502.09992, Appendix A;
-its reference code defines the order of operations, and at temperature 0 the tokens are the same).
+masked position of the current block and commits the most confident predictions, an equal share a step; with a
+threshold also every other one as confident as that, so that a block may need fewer steps. Confidence is the softmax
+probability of the drawn token under the noise-free logits (LLaDA, arXiv 2502.09992, Appendix A; its reference code
+defines the order of operations, and at temperature 0 the tokens are the same).
 
 What differs from the reference, without changing what is decoded: the head runs only at masked positions of the
 current block; rows whose end token is committed with everything before it decided leave the batch; Gumbel noise is
@@ -141,7 +142,7 @@ def _step(state: _Decoding, span: slice, quota: int, spec: RolloutSpec, noise_R:
     rank_RK = torch.argsort(score_RK, dim=-1, descending=True, stable=True).argsort(-1)
     chosen_RK = rank_RK < quota
     if spec.threshold is not None:
-        chosen_RK = (rank_RK < 1) | (score_RK.exp() >= spec.threshold)
+        chosen_RK |= score_RK.exp() >= spec.threshold
     commit_M = chosen_RK[row_M, position_M]
     target = rows[row_M[commit_M]], span.start + position_M[commit_M]
     state.tokens_BT[target] = drawn_M[commit_M]

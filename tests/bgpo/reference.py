@@ -22,14 +22,9 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 def rotate(x: Array, theta: float) -> Array:
     """Rotary positions: component i of the first half and i of the second half turn as a pair (rotate-half)."""
     length, width = x.shape
-    out = np.empty_like(x)
-    for position in range(length):
-        for i in range(width // 2):
-            angle = position * theta ** (-2 * i / width)
-            a, b = x[position, i], x[position, i + width // 2]
-            out[position, i] = a * np.cos(angle) - b * np.sin(angle)
-            out[position, i + width // 2] = b * np.cos(angle) + a * np.sin(angle)
-    return out
+    a, b = x[:, : width // 2], x[:, width // 2 :]
+    turns = np.array([[p * theta ** (-2 * i / width) for i in range(width // 2)] for p in range(length)])
+    return np.concatenate([a * np.cos(turns) - b * np.sin(turns), b * np.cos(turns) + a * np.sin(turns)], axis=1)
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
