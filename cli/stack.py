@@ -29,7 +29,7 @@ from cli.redis_server import start_redis
 
 DEFAULT_PORT = 8000
 _READY_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = {"redis": 5.0, "api": 10.0}  # a worker's is its trainer's grace and some
+_STOP_TIMEOUT_S = {"redis": 5.0, "api": 15.0}  # a worker's is its trainer's grace and some
 _WORKER_STOP_TIMEOUT_S = 120.0
 
 
