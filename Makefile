@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo setup dev test lint format types imports test-fast test-slow test-gpu constraints clean
+.PHONY: help demo setup dev test lint format types imports test-fast test-slow test-gpu docs constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test-gpu: .venv/.dev ## tests that need a CUDA device
 format: .venv/.dev ## rewrite the code in ruff's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: .venv/.dev ## write docs/api-reference.md from the API's OpenAPI description
+	@$(BIN)/python docs/generate_api.py
 
 setup: .venv/.setup ## make .venv with what running needs
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import generate_api
 from jobs.settings import Settings
 from jobs.states import TRANSITIONS
 
@@ -35,3 +36,7 @@ def test_the_settings_named_exist() -> None:
     named = set(re.findall(r"`(BGPO_[A-Z_]+)`", (ROOT / "docs" / "deployment.md").read_text()))
     compose_only = {"BGPO_MODELS"}
     assert named - compose_only <= {f"BGPO_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_the_api_reference_is_up_to_date() -> None:
+    assert generate_api.PAGE.read_text() == generate_api.page(generate_api.description()), "run `make docs`"
