@@ -1,4 +1,4 @@
-"""Writes docs/api-reference.md from the API's OpenAPI description: `make docs`. A test fails while the page is out of date.
+"""Writes docs/api-reference.md from the OpenAPI description: `make docs`. A test fails while the page is out of date.
 
 The page holds what the description holds, operation by operation, then every schema by name. It does not explain how to
 use the API; quickstart.md does.
