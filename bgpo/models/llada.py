@@ -57,29 +57,49 @@ class LLaDAConfig:
         for key, value in expected.items():
             if config.get(key, value) != value:
                 raise ModelError(f"{key}={config[key]!r} is not supported, LLaDA has {value!r}", f"config.json.{key}")
-        try:
-            built = cls(
-                d_model=int(config["d_model"]),
-                n_heads=int(config["n_heads"]),
-                n_kv_heads=int(config.get("n_kv_heads") or config["n_heads"]),
-                n_layers=int(config["n_layers"]),
-                mlp_hidden_size=int(config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"]),
-                embedding_size=int(config.get("embedding_size") or config["vocab_size"]),
-                rms_norm_eps=float(config.get("rms_norm_eps", 1e-5)),
-                rope_theta=float(config.get("rope_theta", 10000.0)),
-                max_sequence_length=int(config["max_sequence_length"]),
-                mask_token_id=int(config["mask_token_id"]),
-                weight_tying=bool(config.get("weight_tying", False)),
+        d_model, n_heads = _whole(config, "d_model"), _whole(config, "n_heads")
+        given_width = config.get("mlp_hidden_size") is not None
+        built = cls(
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=_whole(config, "n_kv_heads", n_heads),
+            n_layers=_whole(config, "n_layers"),
+            mlp_hidden_size=_whole(config, "mlp_hidden_size") if given_width else _whole(config, "mlp_ratio") * d_model,
+            embedding_size=_whole(config, "embedding_size" if config.get("embedding_size") else "vocab_size"),
+            rms_norm_eps=_positive(config, "rms_norm_eps", 1e-5),
+            rope_theta=_positive(config, "rope_theta", 10000.0),
+            max_sequence_length=_whole(config, "max_sequence_length"),
+            mask_token_id=_whole(config, "mask_token_id", least=0),
+            weight_tying=bool(config.get("weight_tying", False)),
+        )
+        if built.d_model % built.n_heads or built.n_heads % built.n_kv_heads or built.d_model // built.n_heads % 2:
+            raise ModelError(
+                "n_kv_heads must divide n_heads, and n_heads must divide d_model into heads of even width",
+                "config.json.n_heads",
             )
-        except KeyError as error:
-            raise ModelError("missing key", f"config.json.{error.args[0]}") from error
-        if built.d_model % built.n_heads or built.n_heads % built.n_kv_heads:
-            raise ModelError("n_kv_heads must divide n_heads and n_heads must divide d_model", "config.json.n_heads")
         if not 0 <= built.mask_token_id < built.embedding_size:
             raise ModelError(
                 f"{built.mask_token_id} is outside the {built.embedding_size} embeddings", "config.json.mask_token_id"
             )
         return built
+
+
+def _whole(config: dict[str, Any], key: str, default: int | None = None, *, least: int = 1) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ModelError("missing key", f"config.json.{key}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ModelError(f"{value!r} is not an integer of at least {least}", f"config.json.{key}")
+    return value
+
+
+def _positive(config: dict[str, Any], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ModelError(f"{value!r} is not a positive number", f"config.json.{key}")
+    return float(value)
 
 
 class RMSNorm(nn.Module):

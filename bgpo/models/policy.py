@@ -110,7 +110,7 @@ def save_policy(policy: Policy, path: str | Path) -> None:
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     save_weights(policy.model, directory)
     for name in TOKENIZER_FILES:
-        if (policy.source / name).is_file():
+        if (policy.source / name).is_file() and policy.source.resolve() != directory.resolve():
             shutil.copyfile(policy.source / name, directory / name)
 
 
@@ -121,7 +121,7 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
             str(directory), local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the tokenizer in {directory} cannot be loaded: {error}") from error
     if tokenizer.chat_template is None:
         raise ModelError(f"the tokenizer in {directory} has no chat template")
@@ -135,7 +135,10 @@ def _end_ids(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> t
     ids += [vocabulary[token] for token in END_TOKENS if token in vocabulary and vocabulary[token] not in ids]
     if not ids:
         raise ModelError(f"no end token: neither eos_token_id nor any of {END_TOKENS}", "config.json.eos_token_id")
-    return tuple(int(i) for i in ids)
+    for token in ids:
+        if not isinstance(token, int) or token < 0:
+            raise ModelError(f"{token!r} is not a token id", "config.json.eos_token_id")
+    return tuple(ids)
 
 
 def _self_test(tokenizer: PreTrainedTokenizerFast, config: LLaDAConfig, end_ids: tuple[int, ...]) -> None:

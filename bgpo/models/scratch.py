@@ -24,7 +24,7 @@ SPECIAL_TOKENS = (START, END_OF_TEXT, "<|start_header_id|>", "<|end_header_id|>"
 TEMPLATE_WORDS = ("user", "assistant", "system", "\n\n")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first %}{{ '<|startoftext|>' }}{% endif %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] + '<|eot_id|>' }}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
