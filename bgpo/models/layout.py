@@ -33,6 +33,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"no config.json in {directory}: not a checkpoint directory") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -50,10 +52,13 @@ def weight_files(directory: Path) -> dict[str, list[str]]:
     if index.is_file():
         try:
             weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{index} has no weight_map") from error
+            entries = weight_map.items()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} has no weight_map of names to files") from error
         files: dict[str, list[str]] = {}
-        for name, file in weight_map.items():
+        for name, file in entries:
+            if not isinstance(file, str):
+                raise ModelError(f"the weight_map of {index} gives {file!r} for {name}, which is not a file name")
             if Path(file).name != file:
                 raise ModelError(f"{index} names {file!r}, which is not a plain file name")
             files.setdefault(file, []).append(name)
@@ -94,7 +99,10 @@ def load_weights(model: nn.Module, directory: Path) -> None:
 
 
 def save_weights(model: nn.Module, directory: Path, shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
-    """Write the model's weights, in shards with an index when they exceed `shard_bytes`."""
+    """Write the model's weights, in shards with an index when they exceed `shard_bytes`.
+
+    What an earlier save left is removed then: its index would be read instead of the new weights.
+    """
     shards: list[dict[str, Tensor]] = [{}]
     size = total = 0
     for name, value in model.state_dict().items():
@@ -107,6 +115,7 @@ def save_weights(model: nn.Module, directory: Path, shard_bytes: int = DEFAULT_S
         total += value.nbytes
     if len(shards) == 1:
         save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
+        _remove_others(directory, {SINGLE})
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -115,6 +124,13 @@ def save_weights(model: nn.Module, directory: Path, shard_bytes: int = DEFAULT_S
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+    _remove_others(directory, {INDEX, *weight_map.values()})
+
+
+def _remove_others(directory: Path, kept: set[str]) -> None:
+    for path in (directory / INDEX, directory / SINGLE, *directory.glob("model-*-of-*.safetensors")):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> Any:
