@@ -168,7 +168,8 @@ class LLaDAModel(nn.Module):
         self.config = config
         transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.embedding_size, config.d_model),
+                # Made from a tensor, it is not initialised: that would import torch's compiler, seconds of start-up.
+                "wte": nn.Embedding.from_pretrained(torch.empty(config.embedding_size, config.d_model), freeze=False),
                 "blocks": nn.ModuleList(Block(config) for _ in range(config.n_layers)),
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
             }
