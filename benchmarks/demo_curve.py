@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _report
+from cli.intervals import wilson
 
 SERIES = ("reward_mean", "solved_rate", "entropy", "grad_norm")
 
@@ -69,13 +70,6 @@ def draw(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion."""
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (rate * (1 - rate) / count + z * z / (4 * count * count)) ** 0.5
-    return centre - half, centre + half
 
 
 if __name__ == "__main__":
