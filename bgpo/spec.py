@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bgpo.errors import SpecError
-from bgpo.rewards.spec import GraderSpec
+from bgpo.rewards.spec import GraderSpec, wire_path
 
 
 class Strict(BaseModel):
@@ -165,11 +165,14 @@ def parse_run_spec(source: Path | str | dict[str, Any]) -> RunSpec:
         SpecError: naming the first offending field by its dotted path.
     """
     try:
-        if isinstance(source, dict):
-            return RunSpec.model_validate_json(json.dumps(source))
-        return RunSpec.model_validate_json(Path(source).read_bytes())
+        text = json.dumps(source).encode() if isinstance(source, dict) else Path(source).read_bytes()
     except OSError as error:
         raise SpecError(f"cannot read the run specification {source}: {error.strerror}") from error
+    try:
+        return RunSpec.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise SpecError(first["msg"], ".".join(str(part) for part in first["loc"]) or None) from error
+        first = error.errors(include_url=False)[0]
+        path = wire_path(first["loc"], json.loads(text)) if first["loc"] else ""
+        if first["type"].startswith("union_tag"):
+            path += ".type"
+        raise SpecError(first["msg"].removeprefix("Value error, "), path or None) from error

@@ -1,0 +1,133 @@
+"""Run specifications: what is accepted, and which field an error names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bgpo.errors import SpecError
+from bgpo.spec import Recipe, RolloutSpec, RunSpec, Supervised, parse_run_spec
+
+GRADER = {"type": "sudoku", "name": "grid"}
+PATHS = {"model": "m", "train_data": "t.jsonl", "output_dir": "out"}
+
+
+def run_spec(**method: Any) -> dict[str, Any]:
+    return {**PATHS, "method": {"type": "reinforcement", "grader": GRADER, **method}}
+
+
+def supervised(**method: Any) -> dict[str, Any]:
+    return {**PATHS, "method": {"type": "supervised", **method}}
+
+
+def test_the_defaults_are_the_papers_settings() -> None:
+    method = parse_run_spec(run_spec()).method
+    assert method.type == "reinforcement"
+    assert (method.algorithm, method.batch_size, method.group_size, method.mc_samples) == ("bgpo", 16, 8, 16)
+    assert method.rollout.model_dump() == {
+        "max_completion_length": 256,
+        "diffusion_steps": 128,
+        "block_length": 32,
+        "temperature": 1.0,
+        "remasking": "low_confidence",
+        "threshold": None,
+    }
+    assert method.optimizer.learning_rate == 5e-7
+    assert (method.estimator, method.length_normalization, method.advantage) == ("exact_count", "none", "z_score")
+    assert method.clamp_log_ratio == 10.0
+    assert not method.score_eos_padding
+
+
+@pytest.mark.parametrize(
+    ("spec", "param"),
+    [
+        ({**run_spec(), "sead": 1}, "sead"),
+        ({**run_spec(), "seed": -1}, "seed"),
+        ({**run_spec(), "seed": 1.5}, "seed"),
+        ({**run_spec(), "seed": "1"}, "seed"),
+        ({**run_spec(), "device": "tpu"}, "device"),
+        ({**run_spec(), "precision": "float16"}, "precision"),
+        ({**run_spec(), "evaluation": {"interval": 0}}, "evaluation.interval"),
+        ({**run_spec(), "checkpointing": {"keep_last": 0}}, "checkpointing.keep_last"),
+        ({k: v for k, v in run_spec().items() if k != "model"}, "model"),
+        ({**PATHS}, "method"),
+        ({**PATHS, "method": {"grader": GRADER}}, "method.type"),
+        ({**PATHS, "method": {"type": "dpo"}}, "method.type"),
+        (run_spec(learning_rate=1e-6), "method.learning_rate"),
+        (run_spec(optimizer={"learning_rte": 1e-6}), "method.optimizer.learning_rte"),
+        (run_spec(optimizer={"learning_rate": 0}), "method.optimizer.learning_rate"),
+        (run_spec(optimizer={"beta1": 1.0}), "method.optimizer.beta1"),
+        (run_spec(grader={"type": "sudoku", "name": "g", "puzzel": "x"}), "method.grader.puzzel"),
+        (run_spec(grader={"type": "chess", "name": "g"}), "method.grader.type"),
+        (run_spec(grader=None), "method.grader"),
+        (run_spec(group_size=1), "method.group_size"),
+        (run_spec(mc_samples=True), "method.mc_samples"),
+        (run_spec(rollout={"temperature": -0.1}), "method.rollout.temperature"),
+        (run_spec(rollout={"max_completion_length": 30, "block_length": 32}), "method.rollout"),
+        (run_spec(rollout={"diffusion_steps": 257}), "method.rollout"),
+        (run_spec(batch_size=6, num_inner_updates=4), "method"),
+        (supervised(group_size=8), "method.group_size"),
+        (supervised(grader=GRADER), "method"),
+        (supervised(rollout={}), "method"),
+    ],
+)
+def test_an_error_names_the_field_as_it_is_written_in_the_json(spec: dict[str, Any], param: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_run_spec(spec)
+    assert caught.value.param == param
+    assert caught.value.message
+    assert not caught.value.message.startswith("Value error")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seed": NaN}'])
+def test_a_file_that_is_no_specification(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(text)
+    with pytest.raises(SpecError):
+        parse_run_spec(path)
+    with pytest.raises(SpecError, match="cannot read"):
+        parse_run_spec(tmp_path / "absent.json")
+
+
+def test_infinite_numbers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    for number in ("NaN", "Infinity", "1e999"):
+        path.write_text(json.dumps(run_spec(optimizer={"learning_rate": 7})).replace("7", number))
+        with pytest.raises(SpecError) as caught:
+            parse_run_spec(path)
+        assert caught.value.param == "method.optimizer.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("length", "block", "steps", "valid"),
+    [(8, 4, 8, True), (8, 8, 1, True), (8, 4, 2, True), (8, 3, 8, False), (8, 4, 3, False), (8, 8, 9, False)],
+)
+def test_blocks_and_steps_fit_the_canvas(length: int, block: int, steps: int, valid: bool) -> None:
+    fields = {"max_completion_length": length, "block_length": block, "diffusion_steps": steps}
+    if valid:
+        assert RolloutSpec.model_validate(fields).block_length == block
+    else:
+        with pytest.raises(ValidationError):
+            RolloutSpec.model_validate(fields)
+
+
+def test_a_recipe_is_a_run_without_its_paths() -> None:
+    spec = parse_run_spec({**run_spec(max_steps=3), "seed": 5, "evaluation": {"interval": 2}, "threads": 1})
+    recipe = spec.recipe()
+    assert type(recipe) is Recipe
+    assert not set(recipe.model_dump()) & {*PATHS, "threads", "device", "resume_from", "validation_data"}
+    assert recipe.model_dump() == {name: spec.model_dump()[name] for name in Recipe.model_fields}
+    # It survives being stored as JSON.
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert RunSpec.model_validate_json(json.dumps(json.loads(recipe.model_dump_json()) | PATHS)).recipe() == recipe
+
+
+def test_specifications_do_not_change() -> None:
+    spec = parse_run_spec(supervised())
+    assert isinstance(spec.method, Supervised)
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.seed = 2
