@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -36,8 +37,16 @@ def elbo_terms(
         seed: names the random streams; the i-th response always draws from stream i.
 
     Raises:
-        ValueError: a response is empty, or the lists differ in length.
+        ValueError: a response is empty, the lists are empty or differ in length, or there is no such estimator.
     """
+    if len(prompt_ids) != len(response_ids):
+        raise ValueError(f"{len(prompt_ids)} prompts for {len(response_ids)} responses")
+    if not response_ids:
+        raise ValueError("there are no responses")
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+    if estimator not in get_args(Estimator):
+        raise ValueError(f"estimator {estimator!r} is none of {', '.join(get_args(Estimator))}")
     canvases = build_canvases(prompt_ids, response_ids, policy.end_ids[0], policy.device)
     rows = torch.arange(len(prompt_ids), device=policy.device)
     keys = stream_keys(seed, Purpose.ELBO, rows, device=policy.device)
