@@ -28,12 +28,11 @@ class Running:
     """A service that runs."""
 
     url: str
-    work: Path
-    """Where workers keep the folders of running attempts."""
+    home: Path
 
     def trainer(self, job_id: str) -> psutil.Process | None:
         """The process that trains this job now."""
-        folder = self.work / job_id
+        folder = self.home / "work" / job_id
         for process in psutil.process_iter():
             try:
                 if "bgpo.run" in process.cmdline() and Path(process.cwd()).is_relative_to(folder):
@@ -43,15 +42,15 @@ class Running:
         return None
 
 
-def _embedded(tmp_path: Path, env: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Running]:
-    with Stack(tmp_path / "home", port=free_port(), env=env) as stack:
-        yield Running(stack.url, stack.home.path / "work")
+def _embedded(home: Path, env: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Running]:
+    with Stack(home, port=free_port(), env=env) as stack:
+        yield Running(stack.url, home)
         stack.check()
 
 
-def _with_servers(tmp_path: Path, env: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Running]:
+def _with_servers(home: Path, env: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Running]:
     new_database: Callable[[], str] = request.getfixturevalue("new_postgres_database")
-    port, home = free_port(), tmp_path / "home"
+    port = free_port()
     env = {
         **os.environ,
         **env,
@@ -61,12 +60,12 @@ def _with_servers(tmp_path: Path, env: dict[str, str], request: pytest.FixtureRe
         "BGPO_PORT": str(port),
     }
     parts = [
-        Part(name, [sys.executable, "-m", name], env=env, cwd=tmp_path, log_path=tmp_path / f"{name}.log")
+        Part(name, [sys.executable, "-m", name], env=env, cwd=home, log_path=home / f"{name}.log")
         for name in ("api", "worker")
     ]
     try:
         wait_ready(f"http://127.0.0.1:{port}", parts)
-        yield Running(f"http://127.0.0.1:{port}", home / "work")
+        yield Running(f"http://127.0.0.1:{port}", home)
         assert [part.poll() for part in parts] == [None, None], [part.log_tail() for part in parts]
     finally:
         for part in parts:
@@ -87,11 +86,14 @@ def wait_ready(url: str, parts: list[Part]) -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture(params=["embedded", "servers"])
-def service(request: pytest.FixtureRequest, tmp_path: Path, model_root: Path) -> Iterator[Running]:
-    """A running service of each shape."""
+@pytest.fixture(scope="module", params=["embedded", "servers"])
+def service(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_root: Path
+) -> Iterator[Running]:
+    """A running service of each shape, shared by a module's tests: starting one takes seconds."""
     env = SETTINGS | {"BGPO_MODEL_ROOT": str(model_root)}
-    yield from (_embedded if request.param == "embedded" else _with_servers)(tmp_path, env, request)
+    start = _embedded if request.param == "embedded" else _with_servers
+    yield from start(tmp_path_factory.mktemp("home"), env, request)
 
 
 @pytest.fixture(scope="session")
