@@ -11,6 +11,7 @@ import uuid
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import envelope
@@ -54,6 +55,8 @@ class _Exchange:
                 await self._too_large()
                 return
             await self._app(self._scope, self._receive_limited if limited else self._receive, self._respond)
+        except ClientDisconnect:
+            _log.info("request.abandoned", method=self._scope["method"], path=self._scope["path"])
         except Exception:  # process boundary: whatever broke, the client gets an envelope and the log the traceback
             _log.exception("request.failed", method=self._scope["method"], path=self._scope["path"])
             if self._started:

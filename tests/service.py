@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import structlog
 
 from api.main import create_app
 from api.server import Server
@@ -20,6 +21,15 @@ from jobs.repositories import checkpoints, jobs
 from jobs.repositories.jobs import Claim, JobError
 from jobs.settings import Settings
 from migrations import upgrade
+
+# The default renderer draws tracebacks with all local variables, which takes seconds.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+)
 
 
 @dataclass

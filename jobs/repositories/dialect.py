@@ -24,7 +24,6 @@ def insert(session: Session, table: type[Base]) -> postgresql.Insert | sqlite.In
 def has_pair(session: Session, column: Any, key: str, value: str) -> sa.ColumnElement[bool]:
     """Whether the JSON object in `column` has `key` with the string `value`."""
     if is_postgresql(session):
-        contains: sa.ColumnElement[bool] = column.contains({key: value})
-        return contains
+        return sa.type_coerce(column, postgresql.JSONB).contains({key: value})
     pairs = sa.func.json_each(column).table_valued("key", "value")
     return sa.exists().select_from(pairs).where(pairs.c.key == key, pairs.c.value == value)

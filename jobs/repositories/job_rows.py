@@ -97,8 +97,8 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
     if job is None or job.state in (State.PAUSING, State.PAUSED):
         return job
     _refuse_terminal(job, "paused")
-    if job.state == State.CANCELLING:
-        raise InvalidState(f"Job {job_id} is cancelled and cannot be paused.")
+    if job.state not in (State.QUEUED, State.RUNNING):
+        raise InvalidState(f"Job {job_id} is {job.state} and cannot be paused.")
     target = State.PAUSING if job.state == State.RUNNING else State.PAUSED
     move(session, job_id, target, Actor.API, desired="pause")
     message = "Pausing after the next checkpoint" if target == State.PAUSING else "Fine-tuning job paused"

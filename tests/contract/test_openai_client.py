@@ -1,0 +1,126 @@
+"""The unmodified `openai` client against the service: each call of the contract, and its surprises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types.fine_tuning import FineTuningJobEvent
+
+from jobs.repositories import events
+from jobs.repositories.jobs import JobError
+
+
+@pytest.fixture
+def client(service: Any) -> Any:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def training_file(service: Any, client: Any, tmp_path: Path) -> str:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(service.rows())
+    file_id: str = client.files.create(file=path, purpose="fine-tune").id
+    return file_id
+
+
+def test_files(service: Any, client: Any, training_file: str) -> None:
+    file = client.files.retrieve(training_file)
+    assert (file.object, file.purpose, file.status, file.filename) == ("file", "fine-tune", "processed", "train.jsonl")
+    assert client.files.wait_for_processing(training_file).id == training_file
+    assert client.files.content(training_file).content == service.rows()
+    with pytest.warns(DeprecationWarning, match="content"):
+        assert client.files.retrieve_content(training_file) == service.rows().decode()
+    assert [item.id for item in client.files.list(purpose="fine-tune")] == [training_file]
+    deleted = client.files.delete(training_file)
+    assert (deleted.id, deleted.deleted) == (training_file, True)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.files.retrieve(training_file)
+    assert caught.value.request_id
+    assert caught.value.param == "id"
+
+
+def test_a_job_from_creation_to_success(service: Any, client: Any, training_file: str, tmp_path: Path) -> None:
+    method = service.body()["method"]
+    job = client.fine_tuning.jobs.create(
+        model="tiny", training_file=training_file, method=method, suffix="demo", metadata={"a": "b"}
+    )
+    assert (job.status, job.model, job.hyperparameters.to_dict()) == ("queued", "tiny", {})
+    assert job.method.reinforcement.hyperparameters.batch_size == 16
+    assert job.method.reinforcement.grader.to_dict()["operation"] == "eq"
+    claim = service.claim(job.id)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for step in (10, 20):
+        service.checkpoint(claim, step, tmp_path / "model", final=step == 20)
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+    service.finish(claim, "succeeded")
+    job = client.fine_tuning.jobs.retrieve(job.id)
+    assert job.status == "succeeded"
+    assert job.fine_tuned_model.startswith("ft:tiny:proj_default:demo:")
+    assert client.models.retrieve(job.fine_tuned_model).owned_by == "proj_default"
+    assert {model.id for model in client.models.list()} == {"tiny", job.fine_tuned_model}
+    steps = [item.step_number for item in client.fine_tuning.jobs.checkpoints.list(job.id, limit=1)]
+    assert steps == [20, 10]
+    checkpoint = next(iter(client.fine_tuning.jobs.checkpoints.list(job.id)))
+    assert checkpoint.fine_tuned_model_checkpoint == f"{job.fine_tuned_model}:ckpt-step-20"
+    told = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=2)]
+    assert told[0] == "The job has successfully completed"
+    assert told[-1] == f"Created fine-tuning job: {job.id}"
+    assert [item.id for item in client.fine_tuning.jobs.list(metadata={"a": "b"})] == [job.id]
+    assert list(client.fine_tuning.jobs.list(metadata={"a": "c"})) == []
+
+
+def test_wishes_have_empty_bodies(service: Any, client: Any, training_file: str) -> None:
+    method = service.body()["method"]
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=training_file, method=method)
+    assert client.fine_tuning.jobs.pause(job.id).status == "paused"
+    assert client.fine_tuning.jobs.resume(job.id).status == "queued"
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.resume(job.id)
+    assert caught.value.code == "invalid_state"
+
+
+def test_errors_carry_all_their_parts(service: Any, client: Any, training_file: str) -> None:
+    method = service.body()["method"]
+    method["reinforcement"]["hyperparameters"]["foo"] = 1
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(model="tiny", training_file=training_file, method=method)
+    error = caught.value
+    assert (error.code, error.param) == ("unknown_parameter", "method.reinforcement.hyperparameters.foo")
+    assert error.type == "invalid_request_error"
+    assert "foo" in str(error)
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.fine_tuning.jobs.create(model="gpt", training_file=training_file)
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError, match="line 1 "):
+        client.files.create(file=b"{", purpose="fine-tune")
+
+
+def test_a_file_too_large(service: Any, client: Any) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.files.create(file=b"x" * 538_000_000, purpose="batch")
+    assert (caught.value.status_code, caught.value.code) == (413, "file_too_large")
+
+
+def test_extensions_are_callable(service: Any, client: Any, training_file: str) -> None:
+    method = service.body()["method"]
+    extra = {"rl": {"checkpointing": {"every_steps": 7}}}
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=training_file, method=method, extra_body=extra)
+    assert job.rl["checkpointing"]["every_steps"] == 7
+    claim = service.claim(job.id)
+    with service.ctx.db.transaction() as session:
+        events.append(session, job.id, claim.epoch, "info", "note")
+    service.finish(claim, "failed", JobError("oom", "No memory."))
+    path = f"/fine_tuning/jobs/{job.id}"
+    assert client.get(f"{path}/metrics", cast_to=object) == {"object": "list", "data": [], "has_more": False}
+    stream = client.get(
+        f"{path}/events/stream", cast_to=FineTuningJobEvent, stream=True, stream_cls=openai.Stream[FineTuningJobEvent]
+    )
+    streamed = [event.id for event in stream]
+    assert streamed[::-1] == [event.id for event in client.fine_tuning.jobs.list_events(job.id)]
+    assert client.fine_tuning.jobs.retrieve(job.id).error.code == "oom"
