@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+SCHEMA = "0001"
+"""The newest migration."""
 DEFAULT_PROJECT = "proj_default"
 """The one project until keys and projects exist."""
 DEFAULT_ORGANIZATION = "org-default"

@@ -7,8 +7,6 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from jobs.db import create_engine
 
@@ -35,9 +33,3 @@ def upgrade(database_url: str, revision: str = "head") -> None:
             command.upgrade(settings, revision)
     finally:
         engine.dispose()
-
-
-def is_current(connection: sa.Connection) -> bool:
-    """Whether the database has the newest schema."""
-    head = ScriptDirectory.from_config(config()).get_current_head()
-    return MigrationContext.configure(connection).get_current_revision() == head

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.deps import Ctx
 from jobs.context import Context
-from migrations import is_current
+from jobs.repositories.schema import is_current
 
 router = APIRouter(tags=["Health"])
 _log = structlog.get_logger(__name__)
@@ -48,8 +48,8 @@ def readiness(ctx: Ctx) -> JSONResponse:
 
 def _database(ctx: Context) -> str:
     try:
-        with ctx.db.engine.connect() as connection:
-            return "ok" if is_current(connection) else "outdated"
+        with ctx.db.read() as session:
+            return "ok" if is_current(session) else "outdated"
     except SQLAlchemyError as error:
         _log.warning("readiness.database", error=str(error))
         return "failed"

@@ -13,21 +13,25 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from pydantic import ValidationError
 
 from jobs.db import Database, create_engine, now
 from jobs.doorbell import QUEUE, RUN_JOB, Doorbell
 from jobs.ids import EVENT, FILE, JOB, is_id, new_id
 from jobs.repositories import job_rows, workers
+from jobs.repositories.schema import is_current
 from jobs.services.messages import checkpoint_metrics, metrics_event
 from jobs.settings import Settings
-from jobs.tables import Base, Job, Worker
-from migrations import is_current, upgrade
+from jobs.tables import SCHEMA, Base, Job, Worker
+from migrations import config, upgrade
 
 
 def test_migrations_make_exactly_the_tables(db: Database) -> None:
+    with db.read() as session:
+        assert is_current(session)
+    assert ScriptDirectory.from_config(config()).get_current_head() == SCHEMA
     with db.engine.connect() as connection:
-        assert is_current(connection)
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
@@ -55,10 +59,17 @@ def test_several_services_may_make_a_new_database_at_once(tmp_path: Path) -> Non
         thread.start()
     for thread in threads:
         thread.join(60)
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        assert is_current(connection)
-    engine.dispose()
+    database = Database(url)
+    with database.read() as session:
+        assert is_current(session)
+    database.dispose()
+
+
+def test_a_database_without_schema_is_not_current(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'bgpo.db'}")
+    with database.read() as session:
+        assert not is_current(session)
+    database.dispose()
 
 
 def test_the_clock_is_unix_time(db: Database) -> None:
