@@ -14,10 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.drain import drain
 from api.errors import envelope
 from jobs.tables import DEFAULT_ORGANIZATION
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+_MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
 API_VERSION = "2020-10-01"
 """The version OpenAI's API states."""
 _UPLOADS = ("/v1/files",)
@@ -70,10 +72,13 @@ class _Exchange:
         message = await self._receive()
         self._received += len(message.get("body", b""))
         if self._received > MAX_BODY_BYTES:
+            await drain(self._receive, _MAX_DRAINED_BYTES)
             raise HTTPException(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
         return message
 
     async def _too_large(self) -> None:
+        if "expect" not in Headers(scope=self._scope):  # else the client waits for our word before it sends
+            await drain(self._receive, _MAX_DRAINED_BYTES)
         message = f"The body is larger than {MAX_BODY_BYTES} bytes."
         response = envelope(413, message, code="request_too_large")
         await response(self._scope, self._receive, self._respond)

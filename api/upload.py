@@ -1,8 +1,7 @@
 """Receives one multipart upload: the file goes to disk piece by piece, hashed on the way, never more than the limit.
 
 FastAPI's own form parsing would spool the whole body before any of our code runs. Fields come before the file in every
-client of the API, so the purpose is checked before a byte is stored. What is over the limit is read and thrown away up
-to a bound: a client that is cut off while it sends sees a broken connection, not our answer.
+client of the API, so the purpose is checked before a byte is stored. What is over the limit is drained, up to a bound.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
+from api.drain import drain
 from jobs.errors import InvalidRequest, TooLarge, UnsupportedMedia
 from jobs.services.files import Upload, check_purpose
 
@@ -37,7 +37,8 @@ async def receive_upload(request: Request, *, max_bytes: int, folder: Path) -> A
     boundary = _boundary(request)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes + _FORM_OVERHEAD:
-        await _drain(request, 2 * max_bytes)
+        if "expect" not in request.headers:  # else the client waits for our word before it sends
+            await drain(request.receive, 2 * max_bytes)
         raise _too_large(max_bytes)
     with tempfile.NamedTemporaryFile(dir=folder, prefix="upload-") as target:
         form = _Form(boundary, target, max_bytes)
@@ -45,7 +46,7 @@ async def receive_upload(request: Request, *, max_bytes: int, folder: Path) -> A
             async for chunk in request.stream():
                 await run_in_threadpool(form.feed, chunk)
         except TooLarge:
-            await _drain(request, 2 * max_bytes)
+            await drain(request.receive, 2 * max_bytes)
             raise
         yield await run_in_threadpool(form.finish)
 
@@ -58,16 +59,6 @@ def _boundary(request: Request) -> bytes:
     if kind != b"multipart/form-data" or b"boundary" not in options:
         raise UnsupportedMedia("Send the file as multipart/form-data, fields purpose and file.")
     return options[b"boundary"]
-
-
-async def _drain(request: Request, limit: int) -> None:
-    if "100-continue" in request.headers.get("expect", "").lower():
-        return  # the client waits for our word before it sends
-    seen = 0
-    async for chunk in request.stream():
-        seen += len(chunk)
-        if seen > limit:
-            return
 
 
 def _too_large(max_bytes: int) -> TooLarge:

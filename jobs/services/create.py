@@ -1,5 +1,6 @@
 """Creating a job: everything that can be wrong is found before the row exists, and said with the parameter's path.
 
+The grader is tried on the first row of each file, which finds templates that name fields the rows do not have.
 The row, its events and its place in the queue are one transaction; the doorbell follows the commit. Repeating a request
 with the same idempotency key gives the job the first one made.
 """
@@ -15,6 +16,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from bgpo.rewards import Sample, compile_grader
 from jobs.context import Context
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.ids import JOB, new_id, short
@@ -46,6 +48,7 @@ def create(ctx: Context, project_id: str, body: CreateJob, idempotency_key: str 
     if ctx.catalog.get(body.model) is None:
         raise NotFound(f"The model '{body.model}' does not exist.", "model", "model_not_found")
     method = method_of(body)
+    _try_grader(ctx, project_id, body, method)
     try:
         with ctx.db.transaction() as session:
             job = _insert(ctx, session, project_id, body, method, idempotency_key, digest)
@@ -149,6 +152,29 @@ def _check_last_messages(file: File, param: str, method: Method) -> None:
     if line is not None:
         message = f"Line {line} of {file.id}: method {method.type} needs the last message to be the {role}'s, {why}."
         raise InvalidRequest(message, param, f"invalid_{param}")
+
+
+def _try_grader(ctx: Context, project_id: str, body: CreateJob, method: Method) -> None:
+    if method.block.grader is None:
+        return
+    grader = compile_grader(method.block.grader)
+    for param in ("training_file", "validation_file"):
+        row = _first_row(ctx, project_id, getattr(body, param))
+        error = grader.grade(Sample(output_text=""), row).error if row is not None else None
+        if error is not None and error.kind in ("invalid_variable_error", "other_error"):
+            message = f"The grader cannot grade line 1 of the {param}: {error.message}"
+            raise InvalidRequest(message, f"method.{method.type}.grader", "invalid_grader")
+
+
+def _first_row(ctx: Context, project_id: str, file_id: str | None) -> dict[str, Any] | None:
+    """None when the file cannot be used, which `_dataset` has the words for."""
+    with ctx.db.read() as session:
+        file = files.get(session, project_id, file_id) if file_id is not None else None
+    if file is None or file.summary is None:
+        return None
+    head = b"".join(ctx.store.read(file.key, 0, min(file.bytes, ctx.settings.max_line_bytes)))
+    row: dict[str, Any] = json.loads(head.partition(b"\n")[0])
+    return row
 
 
 def _slug(text: str) -> str:

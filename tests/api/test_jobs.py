@@ -94,6 +94,17 @@ class TestCreate:
         assert error["code"] == "unknown_parameter"
         assert "foo" in error["message"]
 
+    @pytest.mark.parametrize("param", ["training_file", "validation_file"])
+    def test_the_grader_must_fit_the_rows(self, service: Any, param: str) -> None:
+        good = service.upload(service.rows()).json()["id"]
+        other = service.upload(service.rows().replace(b'"answer"', b'"solution"')).json()["id"]
+        body = service.body(training_file=good) | {param: other}
+        with service.http() as http:
+            error = error_of(http.post(URL, json=body))
+        assert (error["param"], error["code"]) == ("method.reinforcement.grader", "invalid_grader")
+        assert param in error["message"]
+        assert "item.answer" in error["message"]
+
     def test_files_must_suit_the_method(self, service: Any) -> None:
         few = service.upload(service.rows(9)).json()["id"]
         answered = service.upload(service.rows(11) + service.rows(1, answered=True)).json()["id"]
