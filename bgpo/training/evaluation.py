@@ -37,9 +37,16 @@ def evaluate(policy: Policy, rows: Sequence[Row], recipe: Recipe) -> dict[str, f
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
             keys = stream_keys(recipe.seed, Purpose.EVALUATION, torch.arange(first, first + len(part)))
-            grades += _answer(policy, part, grader, rollout, keys, temperature)
+            with autocast(policy, recipe):
+                grades += _answer(policy, part, grader, rollout, keys, temperature)
         metrics |= {f"{mode}_{name}": value for name, value in summarize(grades).items()}
     return metrics
+
+
+def autocast(policy: Policy, recipe: Recipe) -> torch.autocast:
+    """bfloat16 compute over float32 weights, where the recipe asks for it: at RL learning rates bfloat16 weights would
+    not move."""
+    return torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
 def summarize(grades: Sequence[Grade]) -> dict[str, float]:

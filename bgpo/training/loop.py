@@ -13,7 +13,7 @@ from bgpo.spec import Reinforcement, RunSpec
 from bgpo.training.checkpoint import load_optimizer, prune, read_state, write_checkpoint
 from bgpo.training.control import Control
 from bgpo.training.data import Row, load_rows
-from bgpo.training.evaluation import evaluate
+from bgpo.training.evaluation import autocast, evaluate
 from bgpo.training.optimizer import Optimizer
 from bgpo.training.reinforcement import ReinforcementTrainer
 from bgpo.training.reporter import Reporter, Stopwatch
@@ -66,7 +66,7 @@ class Run:
         while step < method.max_steps and not self.control.stop_requested:
             step += 1
             watch = Stopwatch()
-            with watch.measure("step"), self._autocast():
+            with watch.measure("step"), autocast(self._policy, spec):
                 values = trainer.step(step, watch)
             seconds = {f"seconds_{name}": value for name, value in watch.seconds.items()}
             self.reporter.metrics(step, "train", values | seconds)
@@ -82,11 +82,6 @@ class Run:
     def _due(self, interval: int | None, step: int) -> bool:
         """Whether something with this interval happens at this step; everything happens at the last."""
         return step == self.spec.method.max_steps or (interval is not None and step % interval == 0)
-
-    def _autocast(self) -> torch.autocast:
-        """bfloat16 compute over float32 weights: at RL learning rates bfloat16 weights would not move."""
-        enabled = self.spec.precision == "bfloat16"
-        return torch.autocast(self._policy.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _resume(self) -> int:
         directory = Path(self.spec.resume_from or "")
@@ -123,7 +118,7 @@ class Run:
             return {}
         self.reporter.enter("evaluating", step)
         watch = Stopwatch()
-        with watch.measure("evaluate"), self._autocast():
+        with watch.measure("evaluate"), autocast(self._policy, self.spec):
             if isinstance(trainer, SupervisedTrainer) and self.spec.method.grader is None:
                 values = {"loss": trainer.validation_loss(self._validation)}
             else:

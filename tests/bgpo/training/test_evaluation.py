@@ -1,0 +1,133 @@
+"""Evaluation: every row answered from its own stream, whatever the batch, and graded as in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bgpo.diffusion.rng import Purpose, stream_keys
+from bgpo.diffusion.sampler import sample
+from bgpo.errors import SpecError
+from bgpo.models import Policy
+from bgpo.rewards import Grade, GradeErrorInfo, Sample, compile_grader
+from bgpo.spec import Recipe
+from bgpo.training.data import Row
+from bgpo.training.evaluation import evaluate, summarize
+
+GRADER = {
+    "type": "string_check",
+    "name": "g",
+    "input": "{{ sample.output_text }}",
+    "reference": "{{ item.answer }}",
+    "operation": "ilike",
+}
+
+
+def recipe(batch_size: int = 256, **fields: Any) -> Recipe:
+    rollout = {"max_completion_length": 8, "block_length": 4, "diffusion_steps": 8, "temperature": 1.0}
+    return Recipe.model_validate(
+        {
+            "seed": 5,
+            "method": {"type": "reinforcement", "grader": GRADER, "rollout": rollout},
+            "evaluation": {"batch_size": batch_size},
+            **fields,
+        }
+    )
+
+
+def rows_of(policy: Policy, count: int = 13) -> list[Row]:
+    """Prompts of several lengths; the answers are single letters, some of which random text contains."""
+    items = [{"messages": [{"role": "user", "content": "?" * (i % 4)}], "answer": "aeiou"[i % 5]} for i in range(count)]
+    return [Row(item, policy.encode_prompt(item["messages"]), []) for item in items]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def wordy(policy: Policy) -> Policy:
+    """Speaks in few letters, so that some answers are right."""
+    with torch.no_grad():
+        weight = policy.model.transformer["ff_out"].weight
+        weight *= 20
+        keep = {policy.encode(letter)[0] for letter in "aeioubcd"} | {policy.end_ids[0]}
+        for token in set(range(weight.shape[0])) - keep:
+            weight[token] = 0
+    return policy
+
+
+def test_the_batch_size_does_not_change_the_result(wordy: Policy) -> None:
+    rows = rows_of(wordy)
+    results = [evaluate(wordy, rows, recipe(size)) for size in (1, 4, 13, 256)]
+    assert all(result == results[0] for result in results)
+    assert 0 < results[0]["sampled_solved_rate"] < 1
+
+
+def test_the_numbers_are_those_of_each_row_answered_alone(wordy: Policy) -> None:
+    rows, spec = rows_of(wordy), recipe()
+    assert spec.method.rollout is not None
+    grader = compile_grader(GRADER)
+    expected = {}
+    for mode, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+        scores = []
+        for i, row in enumerate(rows):
+            key = stream_keys(5, Purpose.EVALUATION, torch.tensor([i]))
+            found = sample(wordy, [row.prompt_ids], spec.method.rollout, key, temperature=temperature)
+            text = wordy.decode(found.tokens_BG[0, : int(found.lengths_B[0])].tolist())
+            scores.append(grader.grade(Sample(output_text=text), row.item).score)
+        expected[f"{mode}_reward_mean"] = expected[f"{mode}_solved_rate"] = sum(scores) / len(rows)
+        expected[f"{mode}_grader_errors"] = 0.0
+    assert evaluate(wordy, rows, spec) == expected
+
+
+def test_it_leaves_the_policy_as_it_was(wordy: Policy) -> None:
+    before = {name: value.clone() for name, value in wordy.model.state_dict().items()}
+    evaluate(wordy, rows_of(wordy, 3), recipe())
+    assert all(torch.equal(before[name], value) for name, value in wordy.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in wordy.model.parameters())
+
+
+def test_the_precision_is_the_recipes(wordy: Policy) -> None:
+    """A run in bfloat16 and a later evaluation of its checkpoint must compute alike."""
+    seen = []
+    hook = wordy.model.transformer["ff_out"].register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    evaluate(wordy, rows_of(wordy, 2), recipe())
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    evaluate(wordy, rows_of(wordy, 2), recipe(precision="bfloat16"))
+    assert set(seen) == {torch.bfloat16}
+    hook.remove()
+
+
+def test_a_recipe_without_a_grader_cannot_be_evaluated(policy: Policy) -> None:
+    with pytest.raises(SpecError) as caught:
+        evaluate(policy, rows_of(policy, 1), Recipe.model_validate({"method": {"type": "supervised"}}))
+    assert caught.value.param == "method.grader"
+
+
+def grade(score: float, *, solved: bool = False, error: bool = False, **metrics: float) -> Grade:
+    return Grade(score, solved, metrics, error=GradeErrorInfo("other_error", "no") if error else None)
+
+
+def test_means_run_over_what_was_graded() -> None:
+    grades = [
+        grade(1.0, solved=True, cell_accuracy=1.0, solved_=9.0),
+        grade(0.25, cell_accuracy=0.5),
+        grade(0.0, error=True, cell_accuracy=77.0),
+    ]
+    assert summarize(grades) == {
+        "grader_errors": 1.0,
+        "solved_rate": 0.5,
+        "reward_mean": 0.625,
+        "cell_accuracy": 0.75,
+        "solved_": 9.0,
+    }
+    assert summarize([grade(0.0, error=True)] * 2) == {"grader_errors": 2.0}
+
+
+def test_a_temperature_of_zero_makes_both_modes_equal(wordy: Policy, tmp_path: Path) -> None:
+    spec = recipe()
+    assert spec.method.rollout is not None
+    cold = spec.method.model_copy(update={"rollout": spec.method.rollout.model_copy(update={"temperature": 0.0})})
+    found = evaluate(wordy, rows_of(wordy), spec.model_copy(update={"method": cold}))
+    assert found["sampled_reward_mean"] == found["greedy_reward_mean"]
