@@ -99,7 +99,8 @@ def build_manifest(directory: Path, step: int) -> dict[str, Any]:
 
 def prune(root: Path, keep_last: int) -> None:
     """Delete all but the newest `keep_last` checkpoints below `root`."""
-    complete = sorted(p for p in root.glob("step-*") if p.is_dir() and p.suffix != ".tmp")
+    complete = [p for p in root.glob("step-*") if p.is_dir() and p.suffix != ".tmp"]
+    complete.sort(key=lambda p: (len(p.name), p.name))  # from a million on, steps have more digits
     for old in complete[:-keep_last]:
         shutil.rmtree(old)
 
