@@ -58,6 +58,8 @@ class Optimizer:
             self._non_finite += 1
         self.updates += 1
         self._adamw.zero_grad(set_to_none=True)
+        # Autocast keeps bfloat16 copies of the weights, which the next mini-batch would go on using.
+        torch.clear_autocast_cache()
         if self._non_finite >= MAX_NON_FINITE:
             raise NonFiniteError(
                 f"the gradient was not finite in {MAX_NON_FINITE} updates in a row; lower the learning rate",

@@ -170,3 +170,19 @@ def test_discarded_gradients_leave_no_trace() -> None:
     own.step()
     plain.step()
     assert state(model) == state(other)
+
+
+def test_under_autocast_the_next_forward_pass_sees_the_update() -> None:
+    """Off-policy mini-batches share one autocast region, which caches bfloat16 copies of the weights."""
+    model = network()
+    own = optimizer(model, learning_rate=0.5)
+    inputs = torch.ones(1, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = model(inputs)
+        before.sum().backward()
+        own.step()
+        after = model(inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fresh = model(inputs)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, fresh)
