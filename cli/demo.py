@@ -8,7 +8,6 @@ held-out puzzles; the downloaded checkpoint is then measured again by another pr
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -34,6 +33,8 @@ TRAIN_ROWS, TRAIN_SEED = 4096, 0
 HELD_OUT_ROWS, HELD_OUT_SEED = 512, 1
 """Split `test`: no grid of it occurs in the training split."""
 
+# More threads gain little on so small a model, and cost tenfold when something else wants a core too.
+_THREADS = 1
 # Row of the table, metric of an evaluation, key in summary.json.
 _MEASURES = (
     ("solved, sampled", "sampled_solved_rate", "solved"),
@@ -66,14 +67,14 @@ def run_demo(home: Path, example: Path, console: Console) -> None:
         stack_home, checkpoint = home / "stack", home / "checkpoint"
         for leftover in (stack_home, checkpoint):
             shutil.rmtree(leftover, ignore_errors=True)
-        threads = min(2, os.cpu_count() or 1)
         train, held_out = _generate(home)
-        with Stack(stack_home, env={"BGPO_TRAINER_THREADS": str(threads)}) as stack, Service(stack.url) as service:
+        stack = Stack(stack_home, env={"BGPO_TRAINER_THREADS": str(_THREADS)}, drain=False)
+        with stack, Service(stack.url) as service:
             console.print(f"service ready at {stack.url}, logs in {stack.logs}", highlight=False, soft_wrap=True)
             job, evaluations = _train(service, example, train, held_out, console, stack.check)
             checkpoints = service.checkpoints(job["id"])
             service.download(checkpoints[0]["id"], checkpoint)
-        redownloaded = _measure(home, checkpoint, held_out, threads)
+        redownloaded = _measure(home, checkpoint, held_out)
         puzzles = min(job["rl"]["eval"]["samples"] or HELD_OUT_ROWS, HELD_OUT_ROWS)
         base, tuned = evaluations[0][1], evaluations[-1][1]
         result = Result(base, tuned, redownloaded, puzzles, checkpoint, time.monotonic() - begin)
@@ -125,12 +126,12 @@ def _train(
     return job, evaluations
 
 
-def _measure(home: Path, checkpoint: Path, held_out: Path, threads: int) -> Metrics:
+def _measure(home: Path, checkpoint: Path, held_out: Path) -> Metrics:
     """Evaluate the downloaded checkpoint in a fresh process, with the recipe stored in it."""
     state = json.loads((checkpoint / "trainer_state" / "state.json").read_bytes())
     recipe, out = home / "recipe.json", home / "redownloaded.json"
     recipe.write_text(json.dumps(state["recipe"]))
-    arguments = ["--model", checkpoint, "--data", held_out, "--recipe", recipe, "--json", out, "--threads", threads]
+    arguments = ["--model", checkpoint, "--data", held_out, "--recipe", recipe, "--json", out, "--threads", _THREADS]
     _run("bgpo.evaluate", *map(str, arguments))
     metrics: Metrics = json.loads(out.read_bytes())
     return metrics

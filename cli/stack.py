@@ -49,13 +49,23 @@ def choose_port(wanted: int | None) -> int:
 class Stack:
     """Everything `bgpo up` starts. Use it from the main thread."""
 
-    def __init__(self, home: Path, *, port: int | None = None, workers: int = 1, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        home: Path,
+        *,
+        port: int | None = None,
+        workers: int = 1,
+        env: dict[str, str] | None = None,
+        drain: bool = True,
+    ) -> None:
+        """`env` is added to the parts' environment. Without `drain` trainers are killed on leaving, saving nothing."""
         self.home = Home(home)
         self.logs = self.home.path / "logs"
         self.port = port
         self.url = ""
         self._workers = workers
         self._extra_env = env or {}
+        self._drain = drain
         self._parts: list[Part] = []
 
     def __enter__(self) -> Self:
@@ -140,6 +150,9 @@ class Stack:
         """Stop in reverse order of start; a second interrupt stops waiting for anyone."""
         try:
             workers = [part for part in self._parts if part.name.startswith("worker")]
+            if not self._drain:
+                for part in workers:
+                    part.kill()
             for group in (workers, *[[part] for part in reversed(self._parts) if part not in workers]):
                 for part in group:
                     part.terminate()
