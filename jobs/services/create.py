@@ -1,8 +1,8 @@
 """Creating a job: everything that can be wrong is found before the row exists, and said with the parameter's path.
 
-The grader is tried on the first row of each file, which finds templates that name fields the rows do not have.
-The row, its events and its place in the queue are one transaction; the doorbell follows the commit. Repeating a request
-with the same idempotency key gives the job the first one made.
+The grader is tried on the first row of each file, which finds templates that name fields the rows do not have. The job,
+its events and its place in the queue are one transaction; the doorbell follows the commit. Repeating a request with the
+same idempotency key gives the job the first one made.
 """
 
 from __future__ import annotations
