@@ -152,7 +152,7 @@ class ReinforcementTrainer:
                 step=step,
                 split="train",
                 index=index,
-                prompt=row.item["messages"][-1]["content"],
+                prompt=next(m["content"] for m in reversed(row.item["messages"]) if m["role"] == "user"),
                 completion=batch.texts[first],
                 reward=None if grade.error else grade.score,
                 scores=dict(grade.sub_scores),
