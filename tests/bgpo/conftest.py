@@ -29,3 +29,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def policy(checkpoint: Path) -> Policy:
     """A policy of the test's own."""
     return load_policy(checkpoint)
+
+
+@pytest.fixture
+def wordy(policy: Policy) -> Policy:
+    """A policy that speaks in few letters, so that a grader that looks for one finds it now and then."""
+    with torch.no_grad():
+        weight = policy.model.transformer["ff_out"].weight
+        weight *= 20
+        keep = {policy.encode(letter)[0] for letter in "aeioubcd"} | {policy.end_ids[0]}
+        for token in set(range(weight.shape[0])) - keep:
+            weight[token] = 0
+    return policy

@@ -44,18 +44,6 @@ def rows_of(policy: Policy, count: int = 13) -> list[Row]:
     return [Row(item, policy.encode_prompt(item["messages"]), []) for item in items]  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def wordy(policy: Policy) -> Policy:
-    """Speaks in few letters, so that some answers are right."""
-    with torch.no_grad():
-        weight = policy.model.transformer["ff_out"].weight
-        weight *= 20
-        keep = {policy.encode(letter)[0] for letter in "aeioubcd"} | {policy.end_ids[0]}
-        for token in set(range(weight.shape[0])) - keep:
-            weight[token] = 0
-    return policy
-
-
 def test_the_batch_size_does_not_change_the_result(wordy: Policy) -> None:
     rows = rows_of(wordy)
     results = [evaluate(wordy, rows, recipe(size)) for size in (1, 4, 13, 256)]
