@@ -29,12 +29,11 @@ from cli.progress import duration
 from cli.stack import Stack
 from cli.watch import describe_failure, watch
 
-TRAIN_ROWS, TRAIN_SEED = 4096, 0
-HELD_OUT_ROWS, HELD_OUT_SEED = 512, 1
-"""Split `test`: no grid of it occurs in the training split."""
+_TRAIN_SEED, _HELD_OUT_SEED = 0, 1
 
-# More threads gain little on so small a model, and cost tenfold when something else wants a core too.
-_THREADS = 1
+# More threads gain little on so small a model, and cost tenfold when something else wants a core too. On the CPU the
+# second measurement can equal the first exactly.
+_TRAINER = {"BGPO_TRAINER_THREADS": "1", "BGPO_TRAINER_DEVICE": "cpu"}
 # Row of the table, metric of an evaluation, key in summary.json.
 _MEASURES = (
     ("solved, sampled", "sampled_solved_rate", "solved"),
@@ -57,7 +56,7 @@ class Result:
     seconds: float
 
 
-def run_demo(home: Path, example: Path, console: Console) -> None:
+def run_demo(home: Path, example: Path, console: Console, *, train_rows: int = 4096, held_out_rows: int = 512) -> None:
     """Run it; raises CliError when something does not work, the job's own error included."""
     begin = time.monotonic()
     if not example.is_file():
@@ -67,15 +66,15 @@ def run_demo(home: Path, example: Path, console: Console) -> None:
         stack_home, checkpoint = home / "stack", home / "checkpoint"
         for leftover in (stack_home, checkpoint):
             shutil.rmtree(leftover, ignore_errors=True)
-        train, held_out = _generate(home)
-        stack = Stack(stack_home, env={"BGPO_TRAINER_THREADS": str(_THREADS)}, drain=False)
+        train, held_out = _generate(home, train_rows, held_out_rows)
+        stack = Stack(stack_home, env=_TRAINER, drain=False)
         with stack, Service(stack.url) as service:
             console.print(f"service ready at {stack.url}, logs in {stack.logs}", highlight=False, soft_wrap=True)
             job, evaluations = _train(service, example, train, held_out, console, stack.check)
             checkpoints = service.checkpoints(job["id"])
             service.download(checkpoints[0]["id"], checkpoint)
         redownloaded = _measure(home, checkpoint, held_out)
-        puzzles = min(job["rl"]["eval"]["samples"] or HELD_OUT_ROWS, HELD_OUT_ROWS)
+        puzzles = min(job["rl"]["eval"]["samples"] or held_out_rows, held_out_rows)
         base, tuned = evaluations[0][1], evaluations[-1][1]
         result = Result(base, tuned, redownloaded, puzzles, checkpoint, time.monotonic() - begin)
         summary = summarize(result)
@@ -98,12 +97,12 @@ def summarize(result: Result) -> dict[str, Any]:
     }
 
 
-def _generate(home: Path) -> tuple[Path, Path]:
-    """The training puzzles and the held-out ones."""
+def _generate(home: Path, train_rows: int, held_out_rows: int) -> tuple[Path, Path]:
+    """The training puzzles and the held-out ones, of which no grid occurs in the training split."""
     data = home / "data"
     data.mkdir(exist_ok=True)
     paths = data / "train.jsonl", data / "held_out.jsonl"
-    plans = (("train", TRAIN_ROWS, TRAIN_SEED), ("test", HELD_OUT_ROWS, HELD_OUT_SEED))
+    plans = (("train", train_rows, _TRAIN_SEED), ("test", held_out_rows, _HELD_OUT_SEED))
     for path, (split, rows, seed) in zip(paths, plans, strict=True):
         _run("bgpo.tasks", "sudoku", "--split", split, "--rows", str(rows), "--seed", str(seed), "--out", str(path))
     return paths
@@ -116,7 +115,7 @@ def _train(
     body = json.loads(example.read_bytes())
     body |= {"training_file": service.upload(train), "validation_file": service.upload(held_out)}
     job_id = service.create_job(body)["id"]
-    console.print(f"job {job_id}: {body['model']} on {TRAIN_ROWS} puzzles", highlight=False, soft_wrap=True)
+    console.print(f"job {job_id}: {body['model']} on {example}", highlight=False, soft_wrap=True)
     job, progress = watch(service, job_id, console, check)
     if job["status"] != "succeeded":
         raise CliError(describe_failure(job))
@@ -131,7 +130,18 @@ def _measure(home: Path, checkpoint: Path, held_out: Path) -> Metrics:
     state = json.loads((checkpoint / "trainer_state" / "state.json").read_bytes())
     recipe, out = home / "recipe.json", home / "redownloaded.json"
     recipe.write_text(json.dumps(state["recipe"]))
-    arguments = ["--model", checkpoint, "--data", held_out, "--recipe", recipe, "--json", out, "--threads", _THREADS]
+    arguments = [
+        "--model",
+        checkpoint,
+        "--data",
+        held_out,
+        "--recipe",
+        recipe,
+        "--json",
+        out,
+        "--threads",
+        _TRAINER["BGPO_TRAINER_THREADS"],
+    ]
     _run("bgpo.evaluate", *map(str, arguments))
     metrics: Metrics = json.loads(out.read_bytes())
     return metrics

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 _RECENT = 10
 # What a person wants to know, by the trainer's names; the rest of a step is "other".
 _PHASES = (("rollout", "seconds_rollout"), ("grading", "seconds_reward"), ("training", "seconds_loss"))
+_STEP_PHASES = ("rollout", "grading", "training")
+# The loss of a policy gradient tells people nothing.
+_VALUES = (("mean reward", "reward_mean"), ("solved", "solved_rate"))
+_SUPERVISED_VALUES = (("loss", "loss"), ("token accuracy", "token_accuracy"))
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,11 @@ class Progress:
         train = self._train.get(self.step)
         evaluations = self.evaluations()
         parts = [f"step {self.step}/{self._total}"]
-        if train is None:
-            parts.append((phase or "waiting for a worker").replace("_", " "))
-        else:
-            parts += [f"{words} {train[name]:.3f}" for words, name in _VALUES if name in train]
+        if train is None or phase not in _STEP_PHASES:
+            parts.append((phase or ("" if train else "waiting for a worker")).replace("_", " "))
+        if train is not None:
+            shown = _VALUES if "reward_mean" in train else _SUPERVISED_VALUES
+            parts += [f"{words} {train[name]:.3f}" for words, name in shown if name in train]
         if evaluations and "sampled_solved_rate" in evaluations[-1][1]:
             step, values = evaluations[-1]
             parts.append(f"held-out solved {values['sampled_solved_rate']:.1%} at step {step}")
@@ -77,9 +82,6 @@ class Progress:
         if shown and "seconds_step" in train:
             shown.append(f"other {max(train['seconds_step'] - known, 0):.2f} s")
         return ", ".join(shown)
-
-
-_VALUES = (("mean reward", "reward_mean"), ("solved", "solved_rate"), ("loss", "loss"))
 
 
 def duration(seconds: float) -> str:

@@ -19,6 +19,9 @@ _FATAL = {
     ExitCode.NON_FINITE: ("nan", "loss or gradient became NaN or infinite"),
 }
 
+# The trainer names fields of its specification; the user knows the request's.
+_PARAMS = {"train_data": "training_file", "validation_data": "validation_file"}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -65,7 +68,8 @@ def _error(seen: Ending, code: str, message: str) -> JobError:
     if seen.error is None:
         return JobError(code, message, detail=seen.log_tail)
     where = f" (step {seen.error.step}, {seen.error.phase})"
-    return JobError(seen.error.code, seen.error.message + where, seen.error.param, seen.log_tail)
+    param = seen.error.param
+    return JobError(seen.error.code, seen.error.message + where, _PARAMS.get(param or "", param), seen.log_tail)
 
 
 def _describe(status: int) -> str:

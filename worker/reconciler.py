@@ -13,7 +13,6 @@ import threading
 from collections.abc import Sequence
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
 
 from bgpo import __version__
 from jobs.log import configure_logging
@@ -63,8 +62,8 @@ class Reconciler(threading.Thread):
                 if self._is_worker:
                     self._beat()
                 reconcile(self._context)
-            except (OperationalError, InterfaceError) as error:
-                _log.warning("reconciler round failed", error=str(error))
+            except Exception:  # thread boundary: a round that fails must not be the last one
+                _log.exception("reconciler round failed")
             self._stopped.wait(self._context.settings.reconcile_s)
 
     def _beat(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -24,6 +25,7 @@ from jobs.services.messages import metrics_event
 _BATCH_S = 1.0
 _JOIN_S = 5.0  # then it hangs in the database, and the epoch guard refuses what it may still write
 _MAX_QUEUED = 5000
+_MAX_BATCH = 500  # one transaction must not keep other writers waiting
 _log = structlog.get_logger(__name__)
 
 
@@ -79,7 +81,7 @@ class Recorder(threading.Thread):
 
     def _flush(self) -> None:
         while self._queue and not self.fenced and not self._abandoned.is_set():
-            batch = [self._queue[i] for i in range(len(self._queue))]  # appended to meanwhile, at the other end
+            batch = list(islice(self._queue.copy(), _MAX_BATCH))
             try:
                 with self._database.transaction() as session:
                     held = all(self._write(session, record) for record in batch)

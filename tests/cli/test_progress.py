@@ -27,6 +27,19 @@ def test_line_of_a_running_job() -> None:
     )
 
 
+def test_what_is_no_part_of_a_step_is_said_between_steps() -> None:
+    progress = Progress(20, 10)
+    progress.add([train(1)])
+    assert progress.line("retrying").startswith("step 1/20  retrying  mean reward 0.500")
+    assert progress.line(None).startswith("step 1/20  mean reward 0.500")
+
+
+def test_line_of_a_supervised_job() -> None:
+    progress = Progress(20, None)
+    progress.add([Point(1, "train", {"loss": 1.25, "token_accuracy": 0.5, "seconds_step": 1.0})])
+    assert progress.line("training").startswith("step 1/20  loss 1.250  token accuracy 0.500")
+
+
 @pytest.mark.parametrize(
     ("done", "total", "interval", "left"),
     [

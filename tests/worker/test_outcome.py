@@ -63,3 +63,12 @@ def test_a_death_without_words_is_described(status: int, words: str) -> None:
     error = judge(Ending(status)).error
     assert error is not None
     assert words in error.message
+
+
+def test_files_are_named_as_in_the_request() -> None:
+    record = ErrorRecord(
+        type="error", seq=1, time=0, code="c", phase="loading_model", step=0, message="m", param="train_data"
+    )
+    error = judge(Ending(ExitCode.BAD_DATA, error=record)).error
+    assert error is not None
+    assert error.param == "training_file"
