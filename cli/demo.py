@@ -38,8 +38,8 @@ _TRAINER = {"BGPO_TRAINER_THREADS": "1", "BGPO_TRAINER_DEVICE": "cpu"}
 _MEASURES = (
     ("solved, sampled", "sampled_solved_rate", "solved"),
     ("solved, greedy", "greedy_solved_rate", "solved_greedy"),
-    ("cells right, sampled", "sampled_cell_accuracy", "cell_accuracy"),
-    ("cells right, greedy", "greedy_cell_accuracy", "cell_accuracy_greedy"),
+    ("cells, sampled", "sampled_cell_accuracy", "cell_accuracy"),
+    ("cells, greedy", "greedy_cell_accuracy", "cell_accuracy_greedy"),
 )
 Metrics = dict[str, float]
 
@@ -156,8 +156,8 @@ def _run(module: str, *arguments: str) -> None:
 
 def _show(result: Result, summary: dict[str, Any], console: Console) -> None:
     table = Table(title=f"{result.puzzles} held-out puzzles", title_justify="left")
-    for heading in ("", "base", "tuned", "gain (95 % interval)", "tuned, downloaded"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    for heading in ("right answers", "base", "tuned", "gain (95 % interval)", "downloaded"):
+        table.add_column(heading, justify="left" if heading == "right answers" else "right", no_wrap=True)
     for words, name, key in _MEASURES:
         base, tuned = result.base[name], result.tuned[name]
         gain = f"{100 * (tuned - base):+.1f}"

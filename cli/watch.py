@@ -57,13 +57,15 @@ def _line(console: Console) -> Iterator[Callable[[str], None]]:
         with Live(console=console, auto_refresh=False, transient=False) as live:
             yield lambda text: live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
         return
-    last, shown_at = "", -_PLAIN_EVERY_S
+    newest, shown, shown_at = "", "", -_PLAIN_EVERY_S
 
     def show(text: str) -> None:
-        nonlocal last, shown_at
-        now = time.monotonic()
-        if text != last and now - shown_at >= _PLAIN_EVERY_S:
+        nonlocal newest, shown, shown_at
+        newest, now = text, time.monotonic()
+        if text != shown and now - shown_at >= _PLAIN_EVERY_S:
             console.print(text, highlight=False, soft_wrap=True)
-            last, shown_at = text, now
+            shown, shown_at = text, now
 
     yield show
+    if newest != shown:  # how it ended is never left out
+        console.print(newest, highlight=False, soft_wrap=True)

@@ -44,6 +44,7 @@ def body(job_body: JobBody) -> dict[str, Any]:
     return body
 
 
+@pytest.mark.slow
 def test_the_demo_works_twice_in_a_row(
     demo: Callable[..., subprocess.CompletedProcess[str]], body: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -51,7 +52,7 @@ def test_the_demo_works_twice_in_a_row(
     for _ in range(2):
         done = demo(body)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "step 6/6" in done.stdout or "step 5/6" in done.stdout
+        assert "step 6/6" in done.stdout
         assert "32 held-out puzzles" in done.stdout
         assert str(tmp_path / "home" / "checkpoint") in done.stdout
         summaries.append(json.loads((tmp_path / "home" / "summary.json").read_bytes()))
@@ -76,7 +77,7 @@ def test_a_job_that_fails_fails_the_demo_with_its_error(
     done = demo(body)
     assert done.returncode == 1
     assert "CliError: job ftjob-" in done.stderr
-    assert "max_completion_length" in done.stderr or "sequence" in done.stderr
+    assert "with 8192 for the response that exceeds the model's context" in done.stderr
 
 
 def safe_cmdline(process: psutil.Process) -> list[str]:
