@@ -10,8 +10,9 @@ _RECENT = 10
 _PHASES = (("rollout", "seconds_rollout"), ("grading", "seconds_reward"), ("training", "seconds_loss"))
 _STEP_PHASES = ("rollout", "grading", "training")
 # The loss of a policy gradient tells people nothing.
-_VALUES = (("mean reward", "reward_mean"), ("solved", "solved_rate"))
-_SUPERVISED_VALUES = (("loss", "loss"), ("token accuracy", "token_accuracy"))
+_VALUES = (("reward_mean", "mean reward {:.2f}"), ("solved_rate", "solved {:.1%}"))
+_SUPERVISED_VALUES = (("loss", "loss {:.3f}"), ("token_accuracy", "token accuracy {:.1%}"))
+_SHOWN_FROM_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,12 @@ class Progress:
         if not durations:
             return None
         left = self._total - self.step
-        evaluations = self._total // self._interval - self.step // self._interval + (self._total % self._interval > 0)
-        each = next((v["seconds_evaluate"] for _, v in reversed(self.evaluations()) if "seconds_evaluate" in v), 0.0)
-        return left * sum(durations) / len(durations) + evaluations * each
+        done = self.evaluations()
+        each = next((v["seconds_evaluate"] for _, v in reversed(done) if "seconds_evaluate" in v), 0.0)
+        due = {*range(self._interval, self._total + 1, self._interval), self._total}
+        evaluations = sum(step >= self.step and step not in self._validation for step in due)
+        seconds: float = left * sum(durations) / len(durations) + evaluations * each
+        return seconds
 
     def line(self, phase: str | None) -> str:
         """The line."""
@@ -66,22 +70,20 @@ class Progress:
             parts.append((phase or ("" if train else "waiting for a worker")).replace("_", " "))
         if train is not None:
             shown = _VALUES if "reward_mean" in train else _SUPERVISED_VALUES
-            parts += [f"{words} {train[name]:.3f}" for words, name in shown if name in train]
+            parts += [form.format(train[name]) for name, form in shown if name in train]
+            parts.append(self._phases(train))
+            left = self.seconds_left()
+            parts.append(f"{duration(left)} left" if left is not None else "")
         if evaluations and "sampled_solved_rate" in evaluations[-1][1]:
             step, values = evaluations[-1]
             parts.append(f"held-out solved {values['sampled_solved_rate']:.1%} at step {step}")
-        if train is not None:
-            parts.append(self._phases(train))
-            left = self.seconds_left()
-            parts.append(f"about {duration(left)} left" if left is not None else "")
         return "  ".join(part for part in parts if part)
 
     def _phases(self, train: dict[str, float]) -> str:
-        shown = [f"{words} {train[name]:.2f} s" for words, name in _PHASES if name in train]
-        known = sum(train[name] for _, name in _PHASES if name in train)
-        if shown and "seconds_step" in train:
-            shown.append(f"other {max(train['seconds_step'] - known, 0):.2f} s")
-        return ", ".join(shown)
+        seconds = {words: train[name] for words, name in _PHASES if name in train}
+        if seconds and "seconds_step" in train:
+            seconds["other"] = train["seconds_step"] - sum(seconds.values())
+        return ", ".join(f"{words} {value:.1f} s" for words, value in seconds.items() if value >= _SHOWN_FROM_S)
 
 
 def duration(seconds: float) -> str:

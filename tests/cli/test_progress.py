@@ -22,32 +22,32 @@ def test_line_of_a_running_job() -> None:
     progress.add([Point(0, "validation", {"sampled_solved_rate": 0.125, "seconds_evaluate": 3.0})])
     progress.add([train(1, seconds_rollout=1.0, seconds_reward=0.25, seconds_loss=0.5)])
     assert progress.line("training") == (
-        "step 1/20  mean reward 0.500  solved 0.250  held-out solved 12.5% at step 0  "
-        "rollout 1.00 s, grading 0.25 s, training 0.50 s, other 0.25 s  about 44 s left"
+        "step 1/20  mean reward 0.50  solved 25.0%  rollout 1.0 s, grading 0.2 s, training 0.5 s, other 0.2 s  "
+        "44 s left  held-out solved 12.5% at step 0"
     )
 
 
 def test_what_is_no_part_of_a_step_is_said_between_steps() -> None:
     progress = Progress(20, 10)
     progress.add([train(1)])
-    assert progress.line("retrying").startswith("step 1/20  retrying  mean reward 0.500")
-    assert progress.line(None).startswith("step 1/20  mean reward 0.500")
+    assert progress.line("retrying").startswith("step 1/20  retrying  mean reward 0.50")
+    assert progress.line(None).startswith("step 1/20  mean reward 0.50")
 
 
 def test_line_of_a_supervised_job() -> None:
     progress = Progress(20, None)
-    progress.add([Point(1, "train", {"loss": 1.25, "token_accuracy": 0.5, "seconds_step": 1.0})])
-    assert progress.line("training").startswith("step 1/20  loss 1.250  token accuracy 0.500")
+    progress.add([Point(1, "train", {"loss": 1.25, "token_accuracy": 0.5, "seconds_loss": 1.0, "seconds_step": 1.0})])
+    assert progress.line("training").startswith("step 1/20  loss 1.250  token accuracy 50.0%  training 1.0 s")
 
 
 @pytest.mark.parametrize(
     ("done", "total", "interval", "left"),
     [
         (1, 20, 10, 19 * 2 + 2 * 3),  # evaluations at 10 and 20
-        (10, 20, 10, 10 * 2 + 3),
+        (10, 20, 10, 10 * 2 + 2 * 3),  # the one at 10 is under way
         (1, 25, 10, 24 * 2 + 3 * 3),  # the last step is always evaluated
         (1, 20, None, 19 * 2 + 3),
-        (20, 20, 10, 0),
+        (20, 20, 10, 3),
     ],
 )
 def test_time_left_counts_steps_and_evaluations(done: int, total: int, interval: int | None, left: float) -> None:
@@ -55,6 +55,14 @@ def test_time_left_counts_steps_and_evaluations(done: int, total: int, interval:
     progress.add([Point(0, "validation", {"seconds_evaluate": 3.0})])
     progress.add([train(step) for step in range(1, done + 1)])
     assert progress.seconds_left() == pytest.approx(left)
+
+
+def test_nothing_is_left_when_the_last_evaluation_is_in() -> None:
+    progress = Progress(2, None)
+    progress.add([Point(0, "validation", {"seconds_evaluate": 3.0}), train(1), train(2)])
+    assert progress.seconds_left() == pytest.approx(3)
+    progress.add([Point(2, "validation", {"seconds_evaluate": 3.0})])
+    assert progress.seconds_left() == 0
 
 
 def test_only_recent_steps_tell_the_pace() -> None:
@@ -68,7 +76,7 @@ def test_a_replayed_step_replaces_what_was_seen() -> None:
     progress = Progress(10, None)
     progress.add([train(5, reward_mean=0.1)])
     progress.add([train(5, reward_mean=0.9)])
-    assert "mean reward 0.900" in progress.line("rollout")
+    assert "mean reward 0.90" in progress.line("rollout")
 
 
 @pytest.mark.parametrize(
