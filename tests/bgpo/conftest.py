@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bgpo.models import Policy, load_policy
+from bgpo.models import Policy, load_policy, save_policy
 from bgpo.models.scratch import create_checkpoint
 
 
@@ -31,13 +31,26 @@ def policy(checkpoint: Path) -> Policy:
     return load_policy(checkpoint)
 
 
-@pytest.fixture
-def wordy(policy: Policy) -> Policy:
-    """A policy that speaks in few letters, so that a grader that looks for one finds it now and then."""
+@pytest.fixture(scope="session")
+def wordy_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that speaks in few letters, so that a grader that looks for one finds it now and then."""
+    policy = load_policy(checkpoint)
     with torch.no_grad():
-        weight = policy.model.transformer["ff_out"].weight
-        weight *= 20
-        keep = {policy.encode(letter)[0] for letter in "aeioubcd"} | {policy.end_ids[0]}
-        for token in set(range(weight.shape[0])) - keep:
-            weight[token] = 0
-    return policy
+        # The first hidden component is about the same everywhere, so its column of the head is a bias.
+        transformer = policy.model.transformer
+        transformer["wte"].weight[:, 0] = 0.05
+        head = transformer["ff_out"].weight
+        head *= 5
+        head[:, 0] = -2
+        for letter in "aeioubcd":
+            head[policy.encode(letter)[0], 0] = 1
+        head[policy.end_ids[0], 0] = 0.5
+    directory = tmp_path_factory.mktemp("wordy-llada")
+    save_policy(policy, directory)
+    return directory
+
+
+@pytest.fixture
+def wordy(wordy_checkpoint: Path) -> Policy:
+    """Its policy, the test's own."""
+    return load_policy(wordy_checkpoint)

@@ -40,7 +40,7 @@ def recipe(batch_size: int = 256, **fields: Any) -> Recipe:
 
 def rows_of(policy: Policy, count: int = 13) -> list[Row]:
     """Prompts of several lengths; the answers are single letters, some of which random text contains."""
-    items = [{"messages": [{"role": "user", "content": "?" * (i % 4)}], "answer": "aeiou"[i % 5]} for i in range(count)]
+    items = [{"messages": [{"role": "user", "content": "?" * (i % 4)}], "answer": "aioe"[i % 4]} for i in range(count)]
     return [Row(item, policy.encode_prompt(item["messages"]), []) for item in items]  # type: ignore[arg-type]
 
 

@@ -57,7 +57,7 @@ def run_spec(**method: Any) -> RunSpec:
 
 def rows_of(policy: Policy, count: int = 8) -> list[Row]:
     items: list[dict[str, Any]] = [
-        {"messages": [{"role": "user", "content": "?" * (i % 3)}], "answer": "aeiou"[i % 5]} for i in range(count)
+        {"messages": [{"role": "user", "content": "?" * (i % 3)}], "answer": "aioe"[i % 4]} for i in range(count)
     ]
     return [Row(item, policy.encode_prompt(item["messages"]), []) for item in items]
 
