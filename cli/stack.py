@@ -95,7 +95,8 @@ class Stack:
 
     def _start(self) -> None:
         port = choose_port(self.port)
-        env = os.environ | self._extra_env
+        threads = {"BGPO_TRAINER_THREADS": str(max(1, (os.cpu_count() or 1) // self._workers))}
+        env = threads | os.environ | self._extra_env
         redis_folder = self.home.path / "redis"
         for folder in (self.logs, redis_folder):
             folder.mkdir(exist_ok=True, mode=0o700)

@@ -33,6 +33,8 @@ def clean_environment(source: Mapping[str, str], threads: int | None) -> dict[st
     """The trainer's environment: allow-listed variables of `source`, thread counts, offline model loading."""
     env = {key: value for key, value in source.items() if key in _ALLOWED or key.startswith(_ALLOWED_PREFIXES)}
     env |= {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Threads that spin while they wait starve the ones they wait for when cores are shared: 10x slower was measured.
+    env["OMP_WAIT_POLICY"] = "PASSIVE"
     if threads is not None:
         env |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
     return env

@@ -20,6 +20,7 @@ import pytest
 from cli.client import Service
 from cli.ports import free_port
 
+pytestmark = pytest.mark.timeout(300)  # many processes that import PyTorch, perhaps on few cores
 BGPO = [sys.executable, "-m", "cli.main"]
 PARTS = {"redis", "api", "worker", "trainer"}
 

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+pytestmark = pytest.mark.timeout(300)  # many processes that import PyTorch, perhaps on few cores
 JobBody = Callable[..., dict[str, Any]]
 DEMO = """
 import sys

@@ -19,6 +19,7 @@ import pytest
 
 from tests.e2e.conftest import Running
 
+pytestmark = pytest.mark.timeout(300)  # many processes that import PyTorch, perhaps on few cores
 JobBody = Callable[..., dict[str, Any]]
 
 # What a user would write: load the downloaded folder and evaluate it with the library alone.
