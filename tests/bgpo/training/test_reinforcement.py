@@ -125,8 +125,13 @@ class PlainResponse:
         return torch.stack(found)
 
 
-def algorithm_1(policy: Policy, rows: list[Row], spec: Reinforcement) -> list[PlainResponse]:
-    """The whole step by hand: rollout, reward, advantage, an update for each mini-batch."""
+def algorithm_1(
+    policy: Policy, rows: list[Row], spec: Reinforcement
+) -> tuple[list[PlainResponse], list[float], list[float]]:
+    """The whole step by hand: rollout, reward, advantage, an update for each mini-batch.
+
+    Returns the responses, and loss and gradient norm of each update.
+    """
     picked = batch_indices(6, len(rows), PROMPTS, STEP)
     responses = [
         PlainResponse(policy, rows[index], spec, slot, number)
@@ -142,6 +147,7 @@ def algorithm_1(policy: Policy, rows: list[Row], spec: Reinforcement) -> list[Pl
         old = {id(r): r.terms(policy) for r in responses}
     adamw = torch.optim.AdamW(policy.model.parameters(), lr=RATE, eps=EPSILON, weight_decay=0.0, foreach=False)
     size = PROMPTS // spec.num_inner_updates
+    losses, norms = [], []
     for first in range(0, PROMPTS, size):
         batch = [r for r in responses if first <= r.slot < first + size]
         if not any(r.advantage for r in batch):
@@ -158,11 +164,13 @@ def algorithm_1(policy: Policy, rows: list[Row], spec: Reinforcement) -> list[Pl
         adamw.zero_grad()
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+        losses.append(float(loss.detach()))
+        norms.append(float(gradient.norm()))
         for parameter in policy.model.parameters():
             assert parameter.grad is not None
-            parameter.grad *= min(1.0, CLIP / float(gradient.norm()))
+            parameter.grad *= min(1.0, CLIP / norms[-1])
         adamw.step()
-    return responses
+    return responses, losses, norms
 
 
 @pytest.mark.parametrize(
@@ -182,13 +190,15 @@ def test_a_step_is_algorithm_1(wordy: Policy, step: Any, fields: dict[str, Any])
     plain = copy.deepcopy(wordy)
     before = {name: value.clone() for name, value in wordy.model.state_dict().items()}
     metrics, _ = step(wordy, rows, spec)
-    responses = algorithm_1(plain, rows, spec.method)
+    responses, losses, norms = algorithm_1(plain, rows, spec.method)
     assert len({len(r.scored) for r in responses}) > 1 or spec.method.score_eos_padding, "lengths should vary"
     moved = 0.0
     for name, value in wordy.model.state_dict().items():
         moved = max(moved, float((value - before[name]).abs().max()))
         torch.testing.assert_close(value, plain.model.state_dict()[name], rtol=0, atol=2e-5)
     assert moved > 5e-3, "the step must be far larger than the tolerance"
+    assert metrics["loss"] == pytest.approx(statistics.mean(losses), rel=1e-4, abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(max(norms), rel=1e-4)
     rewards = [r.reward for r in responses]
     assert metrics["reward_mean"] == metrics["solved_rate"] == pytest.approx(statistics.mean(rewards))
     assert metrics["reward_std"] == pytest.approx(statistics.pstdev(rewards))
