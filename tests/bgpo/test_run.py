@@ -54,6 +54,8 @@ SUPERVISED: dict[str, Any] = {
 }
 Start = Callable[..., TrainerProcess]
 
+pytestmark = pytest.mark.timeout(300)  # several processes a test, each of which imports torch
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
