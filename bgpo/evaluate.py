@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from bgpo.allocator import keep_freed_memory
 from bgpo.errors import BgpoError, SpecError
-from bgpo.records import ExitCode
-from bgpo.spec import Recipe
+from bgpo.records import ExitCode, exit_code
+from bgpo.spec import Recipe, RunSpec
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         metrics = _evaluate(arguments)
     except BgpoError as error:
         sys.stderr.write(f"error: {error}\n")
-        return ExitCode.BAD_SPEC
+        return exit_code(error)
     text = json.dumps(metrics, indent=2)
     sys.stdout.write(text + "\n")
     if arguments.json:
@@ -71,9 +71,14 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         fields = json.loads(path.read_bytes())
+        unknown = sorted(fields.keys() - RunSpec.model_fields.keys())
+        if unknown:
+            raise SpecError("unknown field", unknown[0])
         recipe = {name: fields[name] for name in Recipe.model_fields if name in fields}
         return Recipe.model_validate_json(json.dumps(recipe))
-    except (OSError, ValidationError, ValueError, TypeError) as error:
+    except SpecError:
+        raise
+    except (OSError, ValidationError, ValueError, TypeError, AttributeError) as error:
         raise SpecError(f"cannot use the recipe {path}: {error}") from error
 
 

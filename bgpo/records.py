@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from bgpo.errors import BgpoError, DataError, GraderError, ModelError, NonFiniteError, OutOfMemory, SpecError
+
 Phase = Literal["loading_model", "evaluating", "rollout", "grading", "training", "checkpointing"]
 Split = Literal["train", "validation"]
 COMMANDS = ("checkpoint", "pause", "cancel")
@@ -101,6 +103,21 @@ class ErrorRecord(_Record):
     step: int
     message: str
     param: str | None = None
+
+
+_EXIT_CODES: tuple[tuple[type[BgpoError], ExitCode], ...] = (
+    (SpecError, ExitCode.BAD_SPEC),
+    (ModelError, ExitCode.BAD_MODEL),
+    (DataError, ExitCode.BAD_DATA),
+    (GraderError, ExitCode.GRADER),
+    (NonFiniteError, ExitCode.NON_FINITE),
+    (OutOfMemory, ExitCode.OUT_OF_MEMORY),
+)
+
+
+def exit_code(error: BgpoError) -> ExitCode:
+    """The exit status that says what `error` says."""
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
 
 
 Record = Annotated[

@@ -12,26 +12,9 @@ import sys
 import traceback
 
 from bgpo.allocator import keep_freed_memory
-from bgpo.errors import (
-    BgpoError,
-    DataError,
-    GraderError,
-    ModelError,
-    NonFiniteError,
-    OutOfMemory,
-    SpecError,
-)
-from bgpo.records import ExitCode, RecordWriter
+from bgpo.errors import BgpoError, OutOfMemory, SpecError
+from bgpo.records import ExitCode, RecordWriter, exit_code
 from bgpo.spec import RunSpec, parse_run_spec
-
-_EXIT_CODES: list[tuple[type[BgpoError], ExitCode]] = [
-    (SpecError, ExitCode.BAD_SPEC),
-    (ModelError, ExitCode.BAD_MODEL),
-    (DataError, ExitCode.BAD_DATA),
-    (GraderError, ExitCode.GRADER),
-    (NonFiniteError, ExitCode.NON_FINITE),
-    (OutOfMemory, ExitCode.OUT_OF_MEMORY),
-]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +54,7 @@ def _train(spec: RunSpec, writer: RecordWriter, supervised: bool) -> int:
         finished = Run(spec, reporter, control, supervised).train()
     except BgpoError as error:
         reporter.error(error.code, error.message, error.param)
-        return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
+        return exit_code(error)
     except torch.OutOfMemoryError as error:
         reporter.error(OutOfMemory.code, f"{error}; lower the batch size or max_completion_length")
         return ExitCode.OUT_OF_MEMORY

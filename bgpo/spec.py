@@ -44,6 +44,8 @@ class RolloutSpec(Strict):
         blocks = self.max_completion_length // self.block_length
         if self.diffusion_steps % blocks:
             raise ValueError(f"diffusion_steps {self.diffusion_steps} must be a multiple of the {blocks} blocks")
+        if self.threshold is not None and self.remasking == "random":
+            raise ValueError("threshold is a confidence and belongs to remasking low_confidence")
         if self.diffusion_steps > self.max_completion_length:
             raise ValueError(
                 f"diffusion_steps {self.diffusion_steps} exceeds max_completion_length {self.max_completion_length}: "

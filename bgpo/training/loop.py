@@ -61,7 +61,8 @@ class Run:
         train_rows = load_rows(spec.train_data, self._policy, length, answers=answers, param="train_data")
         self._validation = self._load_validation(length, answers)
         trainer = self._trainer(train_rows)
-        metrics = self._evaluate(0, trainer) if step == 0 else {}
+        if step == 0:
+            self._evaluate(0, trainer)
         saved = step
         while step < method.max_steps and not self.control.stop_requested:
             step += 1
@@ -70,13 +71,13 @@ class Run:
                 values = trainer.step(step, watch)
             seconds = {f"seconds_{name}": value for name, value in watch.seconds.items()}
             self.reporter.metrics(step, "train", values | seconds)
-            if self._due(spec.evaluation.interval, step):
-                metrics = self._evaluate(step, trainer)
-            if self._due(spec.checkpointing.every_steps, step) or self.control.take_checkpoint_request():
-                self._checkpoint(step, metrics)
+            evaluated = self._evaluate(step, trainer) if self._due(spec.evaluation.interval, step) else {}
+            requested = self.control.take_checkpoint_request() or self.control.stop_requested
+            if requested or self._due(spec.checkpointing.every_steps, step):
+                self._checkpoint(step, evaluated)
                 saved = step
         if saved < step or (step == 0 and self.control.stop_requested):
-            self._checkpoint(step, metrics)
+            self._checkpoint(step, {})  # the request came after the step's last look
         return step >= method.max_steps
 
     def _due(self, interval: int | None, step: int) -> bool:
@@ -127,6 +128,7 @@ class Run:
         return values
 
     def _checkpoint(self, step: int, metrics: dict[str, float]) -> None:
+        """Write and report a checkpoint; `metrics` are of an evaluation of these very weights, or empty."""
         self.reporter.enter("checkpointing", step)
         root = Path(self.spec.output_dir) / "checkpoints"
         path = write_checkpoint(root, step, self._policy, self._optimizer, self.spec.recipe(), metrics)

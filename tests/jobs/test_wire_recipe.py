@@ -63,7 +63,7 @@ class TestResolving:
             "max_steps": 12, "batch_size": 6, "group_size": 3, "num_inner_updates": 2, "mc_samples": 4,
             "estimator": "bernoulli", "micro_batch": 5, "advantage": "mean_only", "length_normalization": "length",
             "clamp_log_ratio": 4.0, "score_eos_padding": True, "max_completion_length": 48, "diffusion_steps": 24,
-            "block_length": 16, "temperature": 0.7, "remasking": "random", "threshold": 0.9, "learning_rate": 1e-4,
+            "block_length": 16, "temperature": 0.7, "remasking": "random", "learning_rate": 1e-4, "decay": "linear",
             "warmup_steps": 3, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "epsilon": 1e-6, "max_grad_norm": 0.5,
             "precision": "bfloat16", "eval_interval": 4, "eval_samples": 20,
         }  # fmt: skip
@@ -78,6 +78,11 @@ class TestResolving:
         assert {name: flat[name] for name in given} == given
         assert {name: shown[name] for name in given} == given
         assert shown["learning_rate_multiplier"] == pytest.approx(200)
+
+    def test_threshold_arrives(self) -> None:
+        recipe, shown = made(reinforcement(threshold=0.9))  # not together with random remasking
+        assert recipe.method.rollout is not None
+        assert recipe.method.rollout.threshold == shown["threshold"] == 0.9
 
     @pytest.mark.parametrize(
         ("given", "steps", "epochs"),
