@@ -217,9 +217,9 @@ def test_faulty_item_is_an_error_not_a_zero(item: dict[str, object], kind: str, 
     ],
 )
 def test_hostile_completion_scores_zero_quickly(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert score(text, [99, 98, 97], 5) == 0.0
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_depth_and_length_caps() -> None:

@@ -154,8 +154,8 @@ def test_names_used() -> None:
 
 
 def test_hostile_input_is_quick() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for text in (" " * MAX_LENGTH, "9" * MAX_LENGTH, "(" * MAX_LENGTH, "2^" * 900, "1." * 900, "e" * MAX_LENGTH):
         with pytest.raises(FormulaError):
             compile_formula(text, ())
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5

@@ -177,16 +177,16 @@ def test_thousand_grades_fit_in_a_training_step() -> None:
     samples = [Sample(rng.choice(GRIDS)) for _ in items]
     assert len(items) == 1000
     seconds = []
-    for _ in range(5):  # the best of five: the machine is shared
-        started = time.perf_counter()
+    for _ in range(5):  # the best of five: other processes share the caches
+        started = time.process_time()
         grades = grade_batch(grader, samples, items)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert all(grade.error is None for grade in grades)
-    assert min(seconds) < 0.05
+    assert min(seconds) < 0.25  # far above the usual 0.03: this guards against another order of growth
 
 
 def test_hostile_completion_is_quick() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for text in (
         "1 " * 100_000,
         "1" * 200_000,
@@ -196,4 +196,4 @@ def test_hostile_completion_is_quick() -> None:
         "|" * 200_000,
     ):
         extract_grid(text)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0

@@ -88,10 +88,10 @@ def test_python_attributes_are_not_reachable() -> None:
 
 
 def test_hostile_template_is_quick() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for text in ("{" * MAX_TEMPLATE_LENGTH, "{{ item." + "a" * 60_000, "{{ item.a }}" * 5_000):
         try:
             parse_template(text)
         except ValueError:
             continue
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
