@@ -111,10 +111,14 @@ class Supervisor:
         try:
             while trainer.poll() is None and not self._fenced():
                 self._turn(trainer)
+            out_of_touch = trainer.poll() is None and self._lease.expired
             self._status = trainer.kill_tree()  # also what the trainer itself left running
             while not trainer.records_ended and not self._fenced():
                 self._take_lines(trainer)
             self._finish_writing()
+            if out_of_touch:  # a renewal under way may yet succeed; then the job need not wait to be reaped
+                message = "the worker was out of touch with the database for too long"
+                return Outcome(None, JobError("worker_lost", message), spend_attempt=True)
             return self._judge(trainer)
         finally:
             trainer.kill_tree()

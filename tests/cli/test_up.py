@@ -125,6 +125,8 @@ def test_asked_to_stop_it_hands_the_job_back_and_leaves_nothing(
         assert running.process.wait(60) == 0
         assert_all_gone(parts)
         assert running.process.stderr.read() == ""
+    if number == signal.SIGINT:
+        return  # the same path from here on
     with up() as again:
         again.read_ready()
         with Service(again.url) as service:
