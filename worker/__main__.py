@@ -5,6 +5,9 @@ SIGTERM drains: the running trainer writes a checkpoint, its job goes back to th
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from typing import Any
 
 from celery.signals import worker_shutting_down
@@ -15,6 +18,8 @@ from worker.app import create_app
 from worker.context import WorkerContext
 from worker.reconciler import Reconciler
 from worker.tasks import register
+
+_CELERY_EXIT_S = 10.0
 
 
 def main() -> None:
@@ -27,6 +32,7 @@ def main() -> None:
 
     def drain(**_: Any) -> None:
         context.draining.set()
+        threading.Thread(target=_leave, args=(context,), name="leave", daemon=True).start()
 
     worker_shutting_down.connect(drain, weak=False)
     reconciler = Reconciler(context, is_worker=True)
@@ -47,6 +53,16 @@ def main() -> None:
         reconciler.stop()
         reconciler.join()
         context.close()
+
+
+def _leave(context: WorkerContext) -> None:
+    """End the process when Celery does not: told to stop while its broker is out of reach, it may wait for ever.
+
+    Once no job runs nothing is left to lose: the database has the state, and Celery's messages are doorbells.
+    """
+    with context.busy:
+        time.sleep(_CELERY_EXIT_S)
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Hence early acknowledgement (redelivery would start endless copies of an hours-long task; the lease and the reconciler
 recover instead), no results, no time limits, no prefetch, and one task at a time in a thread: a thread can be told to
-drain, and the trainer is a process of its own anyway. shared/job-plane.md has the measurements behind each setting.
+drain, and the trainer is a process of its own anyway. docs/architecture.md has the reasons.
 """
 
 from __future__ import annotations

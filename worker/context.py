@@ -31,6 +31,8 @@ class WorkerContext:
     """Command of the trainer; gets `spec.json --record-fd N` appended."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the worker shuts down: running jobs checkpoint and go back to the queue."""
+    busy: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a doorbell is being answered."""
 
     @classmethod
     def create(cls, settings: Settings) -> WorkerContext:

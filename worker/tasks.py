@@ -13,6 +13,7 @@ def register(app: Celery, context: WorkerContext) -> None:
     """Let `app` answer doorbells."""
 
     def answer(job_id: str) -> None:
-        run_job(context, job_id)
+        with context.busy:
+            run_job(context, job_id)
 
     app.task(answer, name=RUN_JOB, ignore_result=True)

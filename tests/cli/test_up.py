@@ -189,8 +189,9 @@ def test_a_wanted_port_that_is_taken_is_an_error(up: Callable[..., Any]) -> None
 
 def test_a_home_that_is_in_use_is_an_error(up: Callable[..., Any]) -> None:
     port = free_port()
-    with up("--port", str(port)) as first, up() as second:
+    with up("--port", str(port)) as first:
         first.read_ready()
         assert first.url == f"http://127.0.0.1:{port}"
-        assert second.process.wait(30) == 1
-        assert f"is in use by process {first.process.pid}" in second.process.stderr.read()
+        with up() as second:
+            assert second.process.wait(30) == 1
+            assert f"is in use by process {first.process.pid}" in second.process.stderr.read()

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from pydantic import SecretStr
 
+from cli.redis_server import start_redis
 from jobs.db import Database
 from jobs.repositories import jobs
 from jobs.settings import Settings
@@ -80,6 +82,24 @@ def test_a_worker_answers_the_doorbell_and_leaves_on_sigterm(
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(20) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_frozen_broker_does_not_keep_it_from_leaving(
+    settings: Settings, db: Database, make_job: MakeJob, get_job: GetJob, tmp_path: Path
+) -> None:
+    part, url = start_redis(folder=tmp_path, log_path=tmp_path / "redis.log", env=os.environ)
+    redis = psutil.Process(part.pid)
+    own_broker = settings.model_copy(update={"redis_url": SecretStr(url)})
+    job_id = make_job(model="unheard-of")
+    try:
+        with process("worker", own_broker, tmp_path / "worker.log") as worker:
+            wait_for(lambda: get_job(job_id).state == "failed", "the job's end")
+            redis.suspend()
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(30) == 0
+    finally:
+        part.kill()
 
 
 def test_the_reconciler_alone_rings_and_reaps(
