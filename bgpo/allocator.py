@@ -1,7 +1,7 @@
 """Keep freed memory in the process: a training step frees and takes the same large blocks over and over.
 
 By default glibc hands every large block back to the kernel and gets it anew, page by page; on a small CPU model that
-is a third of the time of a step (`benchmarks/allocator.py`). Other C libraries are left as they are.
+is a tenth of a step's processor time (`benchmarks/allocator.py`). Other C libraries are left as they are.
 """
 
 from __future__ import annotations
