@@ -44,9 +44,7 @@ def generate(
     check_context(policy, ids, config.max_completion_length)
     keys = stream_keys(seed, Purpose.GENERATE, torch.arange(len(ids)))
     rollouts = sample(policy, ids, config, keys, temperature=config.temperature)
-    tokens, lengths = rollouts.tokens_BG.tolist(), rollouts.lengths_B.tolist()
-    responses = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-    return [Generation(policy.decode(response), response) for response in responses]
+    return [Generation(policy.decode(response), response) for response in rollouts.responses()]
 
 
 def check_context(policy: Policy, prompts: Sequence[Sequence[int]], response_length: int) -> None:

@@ -40,6 +40,11 @@ class Rollouts:
     forward_rows: int
     """Canvases run through the network, over all steps."""
 
+    def responses(self) -> list[list[int]]:
+        """Each row's token ids up to and including the first end token."""
+        tokens, lengths = self.tokens_BG.tolist(), self.lengths_B.tolist()
+        return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+
 
 @torch.no_grad()
 def sample(

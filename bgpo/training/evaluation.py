@@ -71,6 +71,5 @@ def _answer(
     temperature: float,
 ) -> list[Grade]:
     rollouts = sample(policy, [row.prompt_ids for row in rows], rollout, keys, temperature=temperature)
-    tokens, lengths = rollouts.tokens_BG.tolist(), rollouts.lengths_B.tolist()
-    texts = [policy.decode(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+    texts = [policy.decode(response) for response in rollouts.responses()]
     return grade_batch(grader, [Sample(output_text=text) for text in texts], [row.item for row in rows])

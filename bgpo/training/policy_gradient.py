@@ -28,16 +28,6 @@ class Scored:
     masks_RnL: Tensor
     weights_Rn: Tensor
 
-    def rows(self, chosen: Tensor) -> Scored:
-        """The chosen rows."""
-        canvases = Canvases(
-            self.canvases.tokens_BT[chosen],
-            None if self.canvases.attention_BT is None else self.canvases.attention_BT[chosen],
-            self.canvases.lengths_B[chosen],
-            self.canvases.prompt_length,
-        )
-        return Scored(canvases, self.advantages_R[chosen], self.masks_RnL[chosen], self.weights_Rn[chosen])
-
 
 def draw_samples(canvases: Canvases, advantages_R: Tensor, keys_R: Tensor, spec: Reinforcement) -> Scored:
     """Draw the n_t masks of each response from its own stream."""

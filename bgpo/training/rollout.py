@@ -40,10 +40,9 @@ def roll_out(policy: Policy, rows: Sequence[Row], method: Reinforcement, seed: i
         response_keys(seed, Purpose.ROLLOUT, step, len(rows), group, policy.device),
         temperature=method.rollout.temperature,
     )
-    tokens, lengths = rollouts.tokens_BG.tolist(), rollouts.lengths_B.tolist()
-    ended = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    ended = rollouts.responses()
     texts = [policy.decode(response) for response in ended]
-    return RolloutBatch(rows, rollouts, texts, tokens if method.score_eos_padding else ended)
+    return RolloutBatch(rows, rollouts, texts, rollouts.tokens_BG.tolist() if method.score_eos_padding else ended)
 
 
 def grade_rollouts(batch: RolloutBatch, grader: Grader, group_size: int) -> list[Grade]:
