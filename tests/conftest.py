@@ -15,13 +15,14 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from cli.redis_server import start_redis
 from jobs.db import Database, create_engine
-from jobs.tables import Base
+from jobs.tables import Base, Job
 from migrations import upgrade
 
 GIVEN_POSTGRES = os.environ.get("BGPO_TEST_POSTGRES_URL")
@@ -117,6 +118,28 @@ def db(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.dispose()
+
+
+@pytest.fixture
+def get_job(db: Database) -> Callable[[str], Job]:
+    """Reads a job's row."""
+
+    def get(job_id: str) -> Job:
+        with db.read() as session:
+            return session.get_one(Job, job_id)
+
+    return get
+
+
+@pytest.fixture
+def set_job(db: Database) -> Callable[..., None]:
+    """Overwrites columns of a job, to move its clock or put it in a state."""
+
+    def put(job_id: str, **values: Any) -> None:
+        with db.transaction() as session:
+            session.execute(sa.update(Job).where(Job.id == job_id).values(**values))
+
+    return put
 
 
 @pytest.fixture(scope="session")

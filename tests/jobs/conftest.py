@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from jobs.artifacts import Manifest, ManifestFile
 from jobs.db import Database
@@ -63,25 +62,3 @@ def make_running(db: Database, make_job: Callable[..., str]) -> Callable[..., jo
         return claim
 
     return make
-
-
-@pytest.fixture
-def get_job(db: Database) -> Callable[[str], Job]:
-    """Reads a job's row."""
-
-    def get(job_id: str) -> Job:
-        with db.read() as session:
-            return session.get_one(Job, job_id)
-
-    return get
-
-
-@pytest.fixture
-def set_job(db: Database) -> Callable[..., None]:
-    """Overwrites columns of a job, to move its clock or put it in a state."""
-
-    def put(job_id: str, **values: Any) -> None:
-        with db.transaction() as session:
-            session.execute(sa.update(Job).where(Job.id == job_id).values(**values))
-
-    return put

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from pydantic import SecretStr
 
 from jobs.db import Database
@@ -119,25 +118,3 @@ def make_job(db: Database, context: WorkerContext, tmp_path: Path) -> Callable[.
         return job_id
 
     return make
-
-
-@pytest.fixture
-def get_job(db: Database) -> Callable[[str], Job]:
-    """Reads a job's row."""
-
-    def get(job_id: str) -> Job:
-        with db.read() as session:
-            return session.get_one(Job, job_id)
-
-    return get
-
-
-@pytest.fixture
-def set_job(db: Database) -> Callable[..., None]:
-    """Overwrites columns of a job."""
-
-    def put(job_id: str, **values: Any) -> None:
-        with db.transaction() as session:
-            session.execute(sa.update(Job).where(Job.id == job_id).values(**values))
-
-    return put
