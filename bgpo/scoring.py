@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from bgpo.diffusion.elbo import build_canvases, elbo_terms_of
-from bgpo.diffusion.masking import Estimator, draw_masks
+from bgpo.diffusion.masking import draw_masks
 from bgpo.diffusion.rng import Purpose, stream_keys
 from bgpo.models import Policy
+from bgpo.spec import EstimatorName
 
 
 def elbo_terms(
@@ -20,7 +21,7 @@ def elbo_terms(
     response_ids: Sequence[Sequence[int]],
     *,
     n_samples: int,
-    estimator: Estimator = "exact_count",
+    estimator: EstimatorName = "exact_count",
     seed: int = 0,
 ) -> Tensor:
     """ELBO terms ell_j (paper, Setting), float32 (B, n_samples), differentiable.
@@ -45,8 +46,8 @@ def elbo_terms(
         raise ValueError("there are no responses")
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
-    if estimator not in get_args(Estimator):
-        raise ValueError(f"estimator {estimator!r} is none of {', '.join(get_args(Estimator))}")
+    if estimator not in get_args(EstimatorName):
+        raise ValueError(f"estimator {estimator!r} is none of {', '.join(get_args(EstimatorName))}")
     canvases = build_canvases(prompt_ids, response_ids, policy.end_ids[0], policy.device)
     rows = torch.arange(len(prompt_ids), device=policy.device)
     keys = stream_keys(seed, Purpose.ELBO, rows, device=policy.device)

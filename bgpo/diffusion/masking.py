@@ -13,20 +13,18 @@ Shapes: N rows, n samples, L the padded response length; lengths_N holds each ro
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from bgpo.diffusion.rng import substreams, uniform
+from bgpo.spec import EstimatorName
 
-Estimator = Literal["exact_count", "bernoulli"]
 BERNOULLI_T_MIN = 1e-3
 """1/t is unbounded at 0; the floor biases the ELBO by less than t_min times the sum's size."""
 
 
 def draw_masks(
-    keys_N: Tensor, lengths_N: Tensor, max_length: int, n_samples: int, estimator: Estimator
+    keys_N: Tensor, lengths_N: Tensor, max_length: int, n_samples: int, estimator: EstimatorName
 ) -> tuple[Tensor, Tensor]:
     """Draw masks for each row from its own stream.
 

@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     SUPERVISED = 4
     DATA_ORDER = 5
     GENERATE = 6
+    PROMPT_MASK = 7
+    PREFERENCE = 8
 
 
 def _mix(x: Tensor) -> Tensor:

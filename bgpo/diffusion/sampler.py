@@ -138,8 +138,11 @@ def _step(state: _Decoding, span: slice, quota: int, spec: RolloutSpec, noise_R:
     keys_M = substreams(noise_R[row_M], position_M)
     drawn_M = _draw(logits_MV, policy.mask_id, keys_M, temperature)
     log_probs_MV = logits_MV.log_softmax(-1)
-    if spec.remasking == "low_confidence":
+    remasking = spec.remasking or ("low_confidence" if spec.threshold is not None else policy.remasking)
+    if remasking == "low_confidence":
         confidence_M = log_probs_MV.gather(-1, drawn_M[:, None])[:, 0].double()
+    elif remasking == "entropy":
+        confidence_M = (log_probs_MV.exp() * log_probs_MV).sum(-1).double()
     else:
         confidence_M = uniform(substreams(keys_M, 1), 1)[:, 0].log()
     score_RK = torch.full(masked_RK.shape, -torch.inf, dtype=torch.float64, device=logits_MV.device)

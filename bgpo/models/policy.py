@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -49,6 +49,8 @@ class Policy:
     mask_id: int
     end_ids: tuple[int, ...]
     """Any of these ends a response; the first one also fills the canvas behind the end."""
+    remasking: Literal["low_confidence", "entropy", "random"] = "low_confidence"
+    """How the family's own sampler chooses which predictions to keep."""
 
     @property
     def device(self) -> torch.device:

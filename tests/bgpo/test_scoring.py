@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import bgpo
-from bgpo.diffusion.masking import Estimator
 from bgpo.models import Policy
+from bgpo.spec import EstimatorName
 from tests.bgpo.tiny import tiny_policy
 
 PROMPTS = [[0, 1], [2, 3, 4, 5], [1]]
@@ -18,7 +18,7 @@ ESTIMATORS = pytest.mark.parametrize("estimator", ["exact_count", "bernoulli"])
 
 
 @ESTIMATORS
-def test_a_response_has_the_same_terms_in_every_batch(estimator: Estimator) -> None:
+def test_a_response_has_the_same_terms_in_every_batch(estimator: EstimatorName) -> None:
     """The i-th response draws from stream i; padding and neighbours do not matter."""
     policy = tiny_policy(seed=1)
     together = bgpo.elbo_terms(policy, PROMPTS, RESPONSES, n_samples=5, estimator=estimator, seed=3).detach()
@@ -31,7 +31,7 @@ def test_a_response_has_the_same_terms_in_every_batch(estimator: Estimator) -> N
 
 
 @ESTIMATORS
-def test_one_seed_draws_one_set_of_masks_whatever_the_policy(estimator: Estimator) -> None:
+def test_one_seed_draws_one_set_of_masks_whatever_the_policy(estimator: EstimatorName) -> None:
     """Against a policy whose weights are moved a little, term by term the difference is little too."""
     policy, moved = tiny_policy(seed=1), tiny_policy(seed=1)
     with torch.no_grad():

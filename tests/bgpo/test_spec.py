@@ -33,11 +33,11 @@ def test_the_defaults_are_the_papers_settings() -> None:
         "diffusion_steps": 128,
         "block_length": 32,
         "temperature": 1.0,
-        "remasking": "low_confidence",
+        "remasking": None,
         "threshold": None,
     }
     assert method.optimizer.learning_rate == 5e-7
-    assert (method.estimator, method.length_normalization, method.advantage) == ("exact_count", "none", "z_score")
+    assert (method.estimator, method.normalization, method.advantage) == ("exact_count", "none", "z_score")
     assert method.clamp_log_ratio == 10.0
     assert not method.score_eos_padding
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from bgpo.diffusion.elbo import build_canvases, elbo_terms_of, masked_log_probs
-from bgpo.diffusion.masking import BERNOULLI_T_MIN, Estimator
+from bgpo.diffusion.masking import BERNOULLI_T_MIN
 from bgpo.models import Policy
 from bgpo.scoring import elbo_terms
+from bgpo.spec import EstimatorName
 from tests.bgpo.reference import exact_elbo, masked_sums
 from tests.bgpo.tiny import predictor, tiny_policy
 
@@ -51,7 +52,7 @@ def test_the_published_formula_enumerated_is_the_elbo(tiny: Policy, sums: dict[t
 @pytest.mark.parametrize("estimator", ["exact_count", "bernoulli"])
 @pytest.mark.parametrize("n_samples", [1, 16])
 def test_the_estimators_mean_is_the_elbo(
-    tiny: Policy, sums: dict[tuple[int, ...], float], estimator: Estimator, n_samples: int
+    tiny: Policy, sums: dict[tuple[int, ...], float], estimator: EstimatorName, n_samples: int
 ) -> None:
     """Rows are independent, so their spread gives the standard error, stratified or not."""
     rows = 6400 // n_samples

@@ -11,17 +11,18 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bgpo.diffusion.masking import BERNOULLI_T_MIN, Estimator, draw_masks
+from bgpo.diffusion.masking import BERNOULLI_T_MIN, draw_masks
 from bgpo.diffusion.rng import Purpose, stream_keys
+from bgpo.spec import EstimatorName
 
-ESTIMATORS: tuple[Estimator, ...] = ("exact_count", "bernoulli")
+ESTIMATORS: tuple[EstimatorName, ...] = ("exact_count", "bernoulli")
 
 
 def keys_of(count: int, seed: int = 0) -> Tensor:
     return stream_keys(seed, Purpose.ELBO, torch.arange(count))
 
 
-def draw(length: int, n_samples: int, estimator: Estimator, rows: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
+def draw(length: int, n_samples: int, estimator: EstimatorName, rows: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
     return draw_masks(keys_of(rows, seed), torch.full((rows,), length), length, n_samples, estimator)
 
 
@@ -75,7 +76,7 @@ def test_bernoulli_masks_follow_their_law() -> None:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_masks_end_with_the_row(estimator: Estimator) -> None:
+def test_masks_end_with_the_row(estimator: EstimatorName) -> None:
     lengths = torch.tensor([1, 2, 5, 9])
     masks, weights = draw_masks(keys_of(4), lengths, 9, 32, estimator)
     beyond = torch.arange(9) >= lengths[:, None]
@@ -88,7 +89,7 @@ def test_masks_end_with_the_row(estimator: Estimator) -> None:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_row_draws_the_same_masks_in_every_batch(estimator: Estimator) -> None:
+def test_a_row_draws_the_same_masks_in_every_batch(estimator: EstimatorName) -> None:
     """Neither the other rows nor the padding they bring change a row's masks."""
     lengths = torch.tensor([3, 8, 5])
     masks, weights = draw_masks(keys_of(3), lengths, 8, 6, estimator)
@@ -99,6 +100,6 @@ def test_a_row_draws_the_same_masks_in_every_batch(estimator: Estimator) -> None
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_the_samples_of_a_row_differ(estimator: Estimator) -> None:
+def test_the_samples_of_a_row_differ(estimator: EstimatorName) -> None:
     masks, _ = draw(40, 8, estimator, seed=2)
     assert len({tuple(mask.tolist()) for mask in masks[0]}) == 8
