@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from bgpo.models import load_policy
-from bgpo.spec import Reinforcement, RunSpec
+from bgpo.spec import Reinforcement, RunSpec, Supervised
 from bgpo.training.checkpoint import load_optimizer, prune, read_state, write_checkpoint
+from bgpo.training.cluster import Cluster
 from bgpo.training.control import Control
 from bgpo.training.data import Row, load_rows
 from bgpo.training.evaluation import autocast, evaluate
@@ -24,7 +26,11 @@ class MethodTrainer(Protocol):
     """One optimization method."""
 
     def step(self, step: int, watch: Stopwatch) -> dict[str, float]:
-        """Run a step (counted from 1) and return its metrics."""
+        """Run a step (counted from 1) and return its metrics, the same on every process of the run."""
+        ...
+
+    def validation_loss(self, rows: Sequence[Row]) -> float | None:
+        """Mean loss over validation rows, the same on every process; None where the method has no such loss."""
         ...
 
 
@@ -37,6 +43,7 @@ class Run:
     control: Control
     supervised: bool = False
     """Somebody else owns the checkpoint directories once they are reported, so none is pruned here."""
+    cluster: Cluster = field(default_factory=Cluster)
 
     def train(self) -> bool:
         """Train to the last step, or to a stop request.
@@ -111,7 +118,13 @@ class Run:
         method = self.spec.method
         if isinstance(method, Reinforcement):
             return ReinforcementTrainer(self._policy, self._optimizer, rows, self.spec, method, self.reporter)
-        return SupervisedTrainer(self._policy, self._optimizer, rows, self.spec, method, self.reporter)
+        if isinstance(method, Supervised):
+            return SupervisedTrainer(
+                self._policy, self._optimizer, rows, self.spec, method, self.reporter, self.cluster
+            )
+        from bgpo.training.dpo import DpoTrainer
+
+        return DpoTrainer(self._policy, self._optimizer, rows, self.spec, method, self.reporter, self.cluster)
 
     def _evaluate(self, step: int, trainer: MethodTrainer) -> dict[str, float]:
         """Evaluate and report; nothing without validation data."""
@@ -120,10 +133,11 @@ class Run:
         self.reporter.enter("evaluating", step)
         watch = Stopwatch()
         with watch.measure("evaluate"), autocast(self._policy, self.spec):
-            if isinstance(trainer, SupervisedTrainer) and self.spec.method.grader is None:
-                values = {"loss": trainer.validation_loss(self._validation)}
-            else:
+            if self.spec.method.grader is not None:
                 values = evaluate(self._policy, self._validation, self.spec)
+            else:
+                loss = trainer.validation_loss(self._validation)
+                values = {} if loss is None else {"loss": loss}
         self.reporter.metrics(step, "validation", values | {"seconds_evaluate": watch.seconds["evaluate"]})
         return values
 

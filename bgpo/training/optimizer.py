@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -39,8 +41,11 @@ class Optimizer:
         left = 1.0 - self.updates / self._total_updates if self._spec.decay == "linear" else 1.0
         return self._spec.learning_rate * warmed * max(left, 0.0)
 
-    def step(self) -> float:
+    def step(self, suspects: Sequence[int] = ()) -> float:
         """Clip, update, clear the gradients. A non-finite gradient is skipped.
+
+        Args:
+            suspects: training rows whose loss was not finite, named when the run fails.
 
         Returns:
             the global gradient norm before clipping; NaN or infinite when the update was skipped.
@@ -61,8 +66,9 @@ class Optimizer:
         # Autocast keeps bfloat16 copies of the weights, which the next mini-batch would go on using.
         torch.clear_autocast_cache()
         if self._non_finite >= MAX_NON_FINITE:
+            rows = f" (last: training rows {sorted(suspects)})" if suspects else ""
             raise NonFiniteError(
-                f"the gradient was not finite in {MAX_NON_FINITE} updates in a row; lower the learning rate",
+                f"the gradient was not finite in {MAX_NON_FINITE} updates in a row{rows}; lower the learning rate",
                 "method.optimizer.learning_rate",
             )
         return norm

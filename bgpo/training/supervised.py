@@ -1,7 +1,8 @@
 """Masked-diffusion supervised fine-tuning, LLaDA's recipe (arXiv 2502.09992, Algorithm 2).
 
 Answers are padded with end tokens to the response length, so that the model learns where to stop; the loss is the
-negative ELBO per response token, with one mask draw a row.
+negative ELBO per response token, with one mask draw a row. Each process of a run works on its share of a step's rows;
+masks are named by a row's place in the whole batch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bgpo.diffusion.masking import draw_masks
 from bgpo.diffusion.rng import Purpose, stream_keys
 from bgpo.models import Policy
 from bgpo.spec import RunSpec, Supervised
+from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row, batch_indices
 from bgpo.training.optimizer import Optimizer
 from bgpo.training.reporter import Reporter, Stopwatch
@@ -32,54 +34,61 @@ class SupervisedTrainer:
         spec: RunSpec,
         method: Supervised,
         reporter: Reporter,
+        cluster: Cluster,
     ) -> None:
         self._policy, self._optimizer, self._rows = policy, optimizer, rows
         self._spec, self._method, self._reporter = spec, method, reporter
+        self._cluster = cluster
 
     def step(self, step: int, watch: Stopwatch) -> dict[str, float]:
         """Run one step and return its metrics. Raises NonFiniteError, see the optimizer."""
         method = self._method
         picked = batch_indices(self._spec.seed, len(self._rows), method.batch_size, step)
-        rows = [self._rows[i] for i in picked]
         self._reporter.enter("training", step)
         with watch.measure("loss"):
-            keys = stream_keys(self._spec.seed, Purpose.SUPERVISED, step, torch.arange(len(rows)))
-            loss = torch.zeros(())
-            correct = masked = 0.0
-            for first in range(0, len(rows), method.micro_batch):
-                part = slice(first, first + method.micro_batch)
-                part_loss, part_correct, part_masked = self.loss(rows[part], keys[part])
-                part_loss = part_loss / len(rows)
-                part_loss.backward()
-                loss += part_loss.detach().cpu()
-                correct += part_correct
-                masked += part_masked
+            loss_B = torch.zeros(len(picked), dtype=torch.float64)
+            hits = torch.zeros(2, dtype=torch.float64)
+            keys = stream_keys(self._spec.seed, Purpose.SUPERVISED, step, torch.arange(len(picked)))
+            for slots in _chunks(self._cluster.share(range(len(picked))), method.micro_batch):
+                losses, part_hits = self.losses([self._rows[picked[slot]] for slot in slots], keys[slots])
+                (losses.sum() / len(picked)).backward()
+                loss_B[slots] = losses.detach().cpu().double()
+                hits += part_hits.cpu()
+            loss_B, hits = self._cluster.sum(loss_B), self._cluster.sum(hits)
         learning_rate = self._optimizer.learning_rate
+        broken = [picked[slot] for slot in (~loss_B.isfinite()).nonzero().flatten().tolist()]
         with watch.measure("optimizer"):
-            norm = self._optimizer.step()
+            norm = self._optimizer.step(suspects=broken)
+        if broken:
+            self._reporter.log("warn", f"step {step}: the loss is not finite at training rows {sorted(broken)}")
         return {
-            "loss": float(loss),
-            "token_probability": correct / max(masked, 1.0),
+            "loss": float(loss_B.mean()),
+            "token_probability": float(hits[0] / hits[1].clamp(min=1.0)),
             "grad_norm": norm,
             "learning_rate": learning_rate,
         }
 
-    def loss(self, rows: Sequence[Row], keys: Tensor) -> tuple[Tensor, float, float]:
-        """Negative ELBO per token summed over rows, the summed probability of the masked tokens, and their number."""
+    def losses(self, rows: Sequence[Row], keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative ELBO per token of each row, and (summed probability of the masked tokens, their number)."""
         length = self._method.max_completion_length
         pad = self._policy.end_ids[0]
         answers = [row.answer_ids + [pad] * (length - len(row.answer_ids)) for row in rows]
         canvases = build_canvases([row.prompt_ids for row in rows], answers, pad, self._policy.device)
         masks, weights = draw_masks(keys.to(self._policy.device), canvases.lengths_B, length, 1, "exact_count")
         log_probs = masked_log_probs(self._policy, canvases, masks[:, 0])
-        loss = -(log_probs.sum(-1) * weights[:, 0]).sum() / length
-        probability = float(log_probs.detach().exp()[masks[:, 0]].sum())
-        return loss, probability, float(masks.sum())
+        losses = -log_probs.sum(-1) * weights[:, 0] / length
+        probability = log_probs.detach().double().exp()[masks[:, 0]].sum()
+        return losses, torch.stack((probability, masks.sum().double()))
 
     @torch.no_grad()
     def validation_loss(self, rows: Sequence[Row]) -> float:
-        """Mean loss over rows, each with its own fixed mask."""
+        """Mean loss over rows, each with its own fixed mask; the same on every process."""
         keys = stream_keys(self._spec.seed, Purpose.EVALUATION, torch.arange(len(rows)))
-        size = self._method.micro_batch
-        parts = [self.loss(rows[i : i + size], keys[i : i + size])[0] for i in range(0, len(rows), size)]
-        return float(torch.stack(parts).sum()) / len(rows)
+        loss_B = torch.zeros(len(rows), dtype=torch.float64)
+        for slots in _chunks(self._cluster.share(range(len(rows))), self._method.micro_batch):
+            loss_B[slots] = self.losses([rows[slot] for slot in slots], keys[slots])[0].cpu().double()
+        return float(self._cluster.sum(loss_B).mean())
+
+
+def _chunks(items: list[int], size: int) -> list[list[int]]:
+    return [items[first : first + size] for first in range(0, len(items), size)]

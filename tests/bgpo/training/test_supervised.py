@@ -16,6 +16,7 @@ from bgpo.diffusion.rng import Purpose, stream_keys
 from bgpo.models import Policy
 from bgpo.records import RecordWriter
 from bgpo.spec import RunSpec, Supervised, parse_run_spec
+from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row, batch_indices
 from bgpo.training.optimizer import Optimizer
 from bgpo.training.reporter import Reporter, Stopwatch
@@ -47,7 +48,7 @@ def make() -> Iterator[Any]:
         assert isinstance(spec.method, Supervised)
         optimizer = Optimizer(policy.model, spec.method.optimizer, 10)
         reporter = Reporter(RecordWriter(descriptor), 10)
-        return SupervisedTrainer(policy, optimizer, rows_of(policy), spec, spec.method, reporter)
+        return SupervisedTrainer(policy, optimizer, rows_of(policy), spec, spec.method, reporter, Cluster())
 
     yield trainer
     os.close(descriptor)
