@@ -8,7 +8,6 @@ epoch, a pure function of (seed, epoch), so a step knows its rows without any it
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,18 +42,75 @@ def load_rows(path: str | Path, policy: Policy, response_length: int, *, answers
     Raises:
         DataError: naming the first line that cannot be used.
     """
+    return [_encode(item, number, policy, response_length, answers, param) for number, item in read_items(path, param)]
+
+
+def read_items(path: str | Path, param: str) -> list[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a JSONL file with their lines, counted from 1; blank lines count, but are no rows.
+
+    Raises:
+        DataError: the file cannot be read, has no rows, or a line is no JSON object.
+    """
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", param) from error
-    rows = [
-        _encode(_parse(line, number, param), number, policy, response_length, answers, param)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not rows:
+    items = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"line {number} is not valid JSON: {error}", param, number) from error
+        if not isinstance(item, dict):
+            raise DataError(f"line {number} is not a JSON object", param, number)
+        items.append((number, item))
+    if not items:
         raise DataError(f"{path} has no rows", param)
-    return rows
+    return items
+
+
+def check_messages(messages: Any, field: str, number: int, param: str) -> None:
+    """Raise DataError unless `messages` is a list of at least one message, each with a role and a text."""
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f'line {number} has no "{field}" list', param, number)
+    for index, message in enumerate(messages):
+        where = f"line {number}: {field}[{index}]"
+        if not (isinstance(message, dict) and isinstance(message.get("role"), str)) or not isinstance(
+            message.get("content"), str
+        ):
+            raise DataError(f"{where} needs a role and a text content", param, number)
+        try:
+            (message["role"] + message["content"]).encode()
+        except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, no tokenizer takes it
+            raise DataError(f"{where} is not Unicode text: {error.reason}", param, number) from error
+
+
+def encode_prompt(messages: list[dict[str, Any]], policy: Policy, response_length: int) -> list[int]:
+    """Token ids of a checked conversation that ends with the user's message.
+
+    Raises:
+        ValueError: it ends otherwise, or does not fit the model's context beside the response.
+    """
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError("the last message before the answer must be the user's")
+    prompt_ids = policy.encode_prompt(messages)
+    limit = policy.model.config.max_sequence_length
+    if len(prompt_ids) + response_length > limit:
+        raise ValueError(
+            f"the prompt has {len(prompt_ids)} tokens; with {response_length} for the response that exceeds the "
+            f"model's context of {limit}"
+        )
+    return prompt_ids
+
+
+def encode_answer(text: str, policy: Policy, response_length: int) -> list[int]:
+    """Token ids of an answer with its end token. Raises ValueError when they are too many."""
+    answer_ids = [*policy.encode(text), policy.end_ids[-1]]
+    if len(answer_ids) > response_length:
+        raise ValueError(f"the answer has {len(answer_ids)} tokens, max_completion_length is {response_length}")
+    return answer_ids
 
 
 def batch_indices(seed: int, n_rows: int, batch_size: int, step: int) -> list[int]:
@@ -72,48 +128,16 @@ def batch_indices(seed: int, n_rows: int, batch_size: int, step: int) -> list[in
     return picked
 
 
-def _parse(line: bytes, number: int, param: str) -> dict[str, Any]:
-    try:
-        item = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"line {number} is not valid JSON: {error}", param, number) from error
-    messages = item.get("messages") if isinstance(item, dict) else None
-    if not isinstance(messages, Sequence) or not messages or isinstance(messages, str):
-        raise DataError(f'line {number} has no "messages" list', param, number)
-    for message in messages:
-        if not (isinstance(message, dict) and isinstance(message.get("role"), str)) or not isinstance(
-            message.get("content"), str
-        ):
-            raise DataError(f"line {number}: every message needs a role and a text content", param, number)
-        try:
-            (message["role"] + message["content"]).encode()
-        except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, no tokenizer takes it
-            raise DataError(f"line {number}: a message is not Unicode text: {error.reason}", param, number) from error
-    return dict(item)
-
-
 def _encode(item: dict[str, Any], number: int, policy: Policy, response_length: int, answers: bool, param: str) -> Row:
-    def fail(message: str) -> DataError:
-        return DataError(f"line {number}: {message}", param, number)
-
-    messages = item["messages"]
-    last = messages[-1]["role"]
-    if answers and last != "assistant":
-        raise fail(f"supervised training needs the assistant's answer last, found role {last!r}")
-    if last == "assistant":
-        answer_ids = [*policy.encode(messages[-1]["content"]), policy.end_ids[-1]]
-        messages = messages[:-1]
-    else:
-        answer_ids = []
-    if not messages or messages[-1]["role"] != "user":
-        raise fail("the last message before the answer must be the user's")
-    prompt_ids = policy.encode_prompt(messages)
-    limit = policy.model.config.max_sequence_length
-    if len(prompt_ids) + response_length > limit:
-        raise fail(
-            f"the prompt has {len(prompt_ids)} tokens; with {response_length} for the response that exceeds the "
-            f"model's context of {limit}"
-        )
-    if answers and len(answer_ids) > response_length:
-        raise fail(f"the answer has {len(answer_ids)} tokens, max_completion_length is {response_length}")
-    return Row(item, prompt_ids, answer_ids if answers else [])
+    messages = item.get("messages")
+    check_messages(messages, "messages", number, param)
+    assert isinstance(messages, list)
+    answered = messages[-1]["role"] == "assistant"
+    try:
+        if answers and not answered:
+            raise ValueError(f"supervised training needs the assistant's answer last, found {messages[-1]['role']!r}")
+        prompt_ids = encode_prompt(messages[:-1] if answered else messages, policy, response_length)
+        answer_ids = encode_answer(messages[-1]["content"], policy, response_length) if answers else []
+    except ValueError as error:
+        raise DataError(f"line {number}: {error}", param, number) from error
+    return Row(item, prompt_ids, answer_ids)

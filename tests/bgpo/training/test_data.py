@@ -66,8 +66,8 @@ def with_messages(*messages: Any) -> dict[str, Any]:
     ("line", "says"),
     [
         (b'{"messages": [', "not valid JSON"),
-        (b'"messages"', "messages"),
-        (b"[]", "messages"),
+        (b'"messages"', "not a JSON object"),
+        (b"[]", "not a JSON object"),
         (b'{"messages": "\xff"}', "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         ({"prompt": "0123"}, "messages"),
