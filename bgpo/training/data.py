@@ -8,7 +8,7 @@ epoch, a pure function of (seed, epoch), so a step knows its rows without any it
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Row:
     prompt_ids: list[int]
     answer_ids: list[int]
     """Tokens of the assistant's answer with the end token; empty where the row has no answer."""
+    rejected_ids: list[int] = field(default_factory=list)
+    """Of a preference pair, whose `answer_ids` are the preferred answer: the tokens of the other one."""
 
 
 def load_rows(path: str | Path, policy: Policy, response_length: int, *, answers: bool, param: str) -> list[Row]:

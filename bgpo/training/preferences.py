@@ -9,7 +9,6 @@ The whole row is a grader's `item`. Tools are not supported, nor are answers of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,7 @@ from bgpo.training.data import Row, check_messages, encode_answer, encode_prompt
 OUTPUTS = ("preferred_output", "non_preferred_output")
 
 
-@dataclass(frozen=True)
-class Pair(Row):
-    """A row whose answer is the preferred one, with the other one beside it."""
-
-    rejected_ids: list[int]
-    """Tokens of the non-preferred answer with the end token."""
-
-
-def load_pairs(path: str | Path, policy: Policy, max_completion_length: int, *, param: str) -> list[Pair]:
+def load_pairs(path: str | Path, policy: Policy, max_completion_length: int, *, param: str) -> list[Row]:
     """Read and encode a JSONL file of preferences.
 
     Args:
@@ -43,7 +34,7 @@ def load_pairs(path: str | Path, policy: Policy, max_completion_length: int, *, 
     return [_encode(item, number, policy, max_completion_length, param) for number, item in read_items(path, param)]
 
 
-def _encode(item: dict[str, Any], number: int, policy: Policy, max_completion_length: int, param: str) -> Pair:
+def _encode(item: dict[str, Any], number: int, policy: Policy, max_completion_length: int, param: str) -> Row:
     given = item.get("input")
     if not isinstance(given, dict):
         raise DataError(f'line {number} has no "input" object', param, number)
@@ -62,7 +53,7 @@ def _encode(item: dict[str, Any], number: int, policy: Policy, max_completion_le
 
     prompt_ids = encoded("input.messages", encode_prompt, given["messages"])
     chosen_ids, rejected_ids = (encoded(name, encode_answer, text) for name, text in zip(OUTPUTS, texts, strict=True))
-    return Pair(item, prompt_ids, chosen_ids, rejected_ids)
+    return Row(item, prompt_ids, chosen_ids, rejected_ids)
 
 
 def _answer(item: dict[str, Any], name: str, number: int, param: str) -> str:

@@ -10,8 +10,8 @@ import pytest
 
 from bgpo.errors import DataError
 from bgpo.models import Policy
-from bgpo.training.data import load_rows
-from bgpo.training.preferences import Pair, load_pairs
+from bgpo.training.data import Row, load_rows
+from bgpo.training.preferences import load_pairs
 
 SYSTEM = {"role": "system", "content": "be brief"}
 USER = {"role": "user", "content": "0123"}
@@ -27,7 +27,7 @@ def pair(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in (row | changes).items() if value is not None}
 
 
-def load(folder: Path, policy: Policy, *rows: Any) -> list[Pair]:
+def load(folder: Path, policy: Policy, *rows: Any) -> list[Row]:
     path = folder / "pairs.jsonl"
     path.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in rows))
     return load_pairs(path, policy, 16, param="train_data")
