@@ -49,7 +49,7 @@ def generate(
 
 def check_context(policy: Policy, prompts: Sequence[Sequence[int]], response_length: int) -> None:
     """Raise ValueError when a prompt and the response canvas exceed the model's context."""
-    limit = policy.model.config.max_sequence_length
+    limit = policy.max_length
     for row, prompt in enumerate(prompts):
         if len(prompt) + response_length > limit:
             raise ValueError(

@@ -1,5 +1,12 @@
-"""Model families: native networks that load and save the published checkpoint layouts."""
+"""Model families: networks that load and save the published checkpoint layouts."""
 
-from bgpo.models.policy import Policy, load_policy, save_policy
+from bgpo.models.policy import (
+    Policy,
+    add_lora,
+    load_adapter,
+    load_policy,
+    save_policy,
+    set_activation_checkpointing,
+)
 
-__all__ = ["Policy", "load_policy", "save_policy"]
+__all__ = ["Policy", "add_lora", "load_adapter", "load_policy", "save_policy", "set_activation_checkpointing"]

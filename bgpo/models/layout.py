@@ -7,6 +7,7 @@ Weights are checked name by name against the network, so a truncated or foreign 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds no JSON object")
     return config
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether the directory has whole weights, in one file or in shards."""
+    return (directory / SINGLE).is_file() or (directory / INDEX).is_file()
 
 
 def weight_files(directory: Path) -> dict[str, list[str]]:
@@ -99,13 +105,18 @@ def load_weights(model: nn.Module, directory: Path) -> None:
 
 
 def save_weights(model: nn.Module, directory: Path, shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
-    """Write the model's weights, in shards with an index when they exceed `shard_bytes`.
+    """Write the model's weights, see `save_tensors`."""
+    save_tensors(model.state_dict(), directory, shard_bytes)
+
+
+def save_tensors(state: Mapping[str, Tensor], directory: Path, shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
+    """Write weights by name, in shards with an index when they exceed `shard_bytes`.
 
     What an earlier save left is removed then: its index would be read instead of the new weights.
     """
     shards: list[dict[str, Tensor]] = [{}]
     size = total = 0
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         value = value.detach().cpu().contiguous()
         if size and size + value.nbytes > shard_bytes:
             shards.append({})
