@@ -98,7 +98,7 @@ def encode_prompt(messages: list[dict[str, Any]], policy: Policy, response_lengt
     if not messages or messages[-1]["role"] != "user":
         raise ValueError("the last message before the answer must be the user's")
     prompt_ids = policy.encode_prompt(messages)
-    limit = policy.model.config.max_sequence_length
+    limit = policy.max_length
     if len(prompt_ids) + response_length > limit:
         raise ValueError(
             f"the prompt has {len(prompt_ids)} tokens; with {response_length} for the response that exceeds the "
