@@ -48,7 +48,9 @@ class ConvertedModel(Network):
         self.max_length = config.max_position_embeddings
         causal = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         self.model = causal.model
-        if not config.tie_word_embeddings:
+        if config.tie_word_embeddings:
+            self.aliases = {"lm_head.weight": "model.embed_tokens.weight"}
+        else:
             self.lm_head = causal.lm_head
         for layer in self.model.layers:
             # Without a mask, transformers asks this attribute whether attention is causal.

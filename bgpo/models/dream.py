@@ -156,7 +156,9 @@ class DreamModel(Network):
                 "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
             }
         )
-        if not config.tie_word_embeddings:
+        if config.tie_word_embeddings:
+            self.aliases = {"lm_head.weight": "model.embed_tokens.weight"}
+        else:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @classmethod

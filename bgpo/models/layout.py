@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bgpo.errors import ModelError
+from bgpo.models.network import Network
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -75,7 +76,7 @@ def weight_files(directory: Path) -> dict[str, list[str]]:
         return {SINGLE: list(tensors.keys())}
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
+def load_weights(model: Network, directory: Path) -> None:
     """Copy a checkpoint's weights into `model`, tensor by tensor, in the model's own dtype and device.
 
     Raises:
@@ -85,23 +86,33 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     files = weight_files(directory)
     stored = {name for names in files.values() for name in names}
     problems = [f"missing {name}" for name in own if name not in stored]
-    problems += [f"unknown {name}" for name in sorted(stored) if name not in own]
+    problems += [f"unknown {name}" for name in sorted(stored) if name not in own and name not in model.aliases]
     if problems:
         raise ModelError(
             f"the weights in {directory} do not fit its config.json: {'; '.join(problems[:5])}"
             + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
         )
-    for file, names in files.items():
-        with _open(directory / file) as tensors:
-            for name in names:
-                try:
-                    value: Tensor = tensors.get_tensor(name)
-                except SafetensorError as error:
-                    raise ModelError(f"{directory / file} holds no {name}, but {INDEX} says so") from error
-                if value.shape != own[name].shape:
-                    raise ModelError(f"{name} is {tuple(value.shape)}, config.json asks for {tuple(own[name].shape)}")
-                with torch.no_grad():
-                    own[name].copy_(value)
+    for aliases in (False, True):
+        for file, names in files.items():
+            with _open(directory / file) as tensors:
+                for name in names:
+                    if (name not in own) == aliases:
+                        _load_weight(tensors, name, own, model.aliases.get(name), directory / file)
+
+
+def _load_weight(tensors: Any, name: str, own: Mapping[str, Tensor], alias_of: str | None, file: Path) -> None:
+    try:
+        value: Tensor = tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise ModelError(f"{file} holds no {name}, but {INDEX} says so") from error
+    target = own[alias_of or name]
+    if value.shape != target.shape:
+        raise ModelError(f"{name} is {tuple(value.shape)}, config.json asks for {tuple(target.shape)}")
+    if alias_of is None:
+        with torch.no_grad():
+            target.copy_(value)
+    elif not torch.equal(value.to(target), target):
+        raise ModelError(f"{name} differs from {alias_of}, but config.json ties them")
 
 
 def save_weights(model: nn.Module, directory: Path, shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:

@@ -142,7 +142,9 @@ class LLaDAModel(Network):
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
             }
         )
-        if not config.weight_tying:
+        if config.weight_tying:
+            self.aliases = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
+        else:
             transformer["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=False)
         self.model = nn.ModuleDict({"transformer": transformer})
 

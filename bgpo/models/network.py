@@ -11,6 +11,7 @@ Shapes: B rows, T positions, D width, M chosen positions, V embedding rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,6 +43,8 @@ class Network(nn.Module):
     """Context: prompt and response together."""
     shift: bool = False
     """Whether output j - 1 predicts position j."""
+    aliases: Mapping[str, str] = MappingProxyType({})
+    """Names that weight files may hold besides, each with the weight it must equal: a tied head written out."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 

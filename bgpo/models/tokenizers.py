@@ -37,7 +37,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the tokenizer in {directory} cannot be loaded: {error}") from error
     if tokenizer.chat_template is None:
-        raise ModelError(f"the tokenizer in {directory} has no chat template")
+        raise ModelError(f"the tokenizer in {directory} has no chat template: put one into chat_template.jinja")
     return tokenizer
 
 
