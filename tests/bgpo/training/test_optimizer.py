@@ -15,6 +15,8 @@ from bgpo.errors import NonFiniteError
 from bgpo.spec import OptimizerSpec
 from bgpo.training.optimizer import MAX_NON_FINITE, Optimizer
 
+COUNTERS = {"updates", "non_finite", "non_finite_updates"}
+
 
 def network(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
@@ -97,7 +99,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(poison: float) -> None:
     assert not np.isfinite(own.step())
     assert state(model) == before
     after = own.state_tensors()
-    assert {k for k in after if not torch.equal(after[k], moments[k])} == {"updates", "non_finite"}
+    assert {k for k in after if not torch.equal(after[k], moments[k])} == COUNTERS
     assert all(parameter.grad is None for parameter in model.parameters()), "the poison must not linger"
 
 
@@ -149,13 +151,12 @@ def test_training_goes_on_from_a_file_bit_by_bit(tmp_path: Path) -> None:
 def test_state_is_named_by_parameter() -> None:
     model = network()
     own = optimizer(model)
-    assert set(own.state_tensors()) == {"updates", "non_finite"}
+    assert set(own.state_tensors()) == COUNTERS
     set_gradients(model, 0)
     own.step()
     names = [name for name, _ in model.named_parameters()]
     assert set(own.state_tensors()) == {
-        "updates",
-        "non_finite",
+        *COUNTERS,
         *(f"{key}/{name}" for key in ("step", "exp_avg", "exp_avg_sq") for name in names),
     }
 
