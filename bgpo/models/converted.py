@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
@@ -85,6 +86,26 @@ class ConvertedModel(Network):
     @property
     def blocks(self) -> list[nn.Module]:
         return list(self.model.layers)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Attention is transformers' code: see that it reaches later positions, with and without a mask."""
+        weight = self.model.embed_tokens.weight
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 3, self.config.hidden_size, generator=generator).to(weight)
+        changed = x.clone()
+        changed[:, 2] *= -1
+        rotary = self.model.rotary_emb(x, torch.arange(3, device=weight.device)[None])
+        for mask in (None, torch.ones(1, 1, 3, 3, dtype=torch.bool, device=weight.device)):
+            first, second = (
+                self.model.layers[0].self_attn(h, position_embeddings=rotary, attention_mask=mask)[0][:, 0]
+                for h in (x, changed)
+            )
+            if torch.equal(first, second):
+                raise ModelError(
+                    f"attention does not reach later positions: transformers {transformers.__version__} cannot run "
+                    "this model without its causal mask"
+                )
 
     def states(self, tokens_BT: Tensor, attention_BT: Tensor | None) -> Tensor:
         x = self.model.embed_tokens(tokens_BT)

@@ -66,6 +66,9 @@ class Network(nn.Module):
         """Float32 scores (M, V) of the given hidden states (M, D)."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Part of the self-test at load: raise ModelError if the modules do not behave as the family's."""
+
     def forward(self, tokens_BT: Tensor, attention_BT: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, D); the one at j predicts position j.
 

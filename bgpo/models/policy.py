@@ -26,7 +26,8 @@ from bgpo.models.dream import DreamModel
 from bgpo.models.layout import has_weights, load_weights, read_config, save_tensors
 from bgpo.models.llada import LLaDAModel
 from bgpo.models.network import Network
-from bgpo.models.tokenizers import load_tokenizer, self_test
+from bgpo.models.self_test import self_test
+from bgpo.models.tokenizers import load_tokenizer
 from bgpo.spec import LoraSpec
 
 FAMILIES: dict[str, type[Network]] = {
