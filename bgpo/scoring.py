@@ -26,15 +26,15 @@ def elbo_terms(
 ) -> Tensor:
     """ELBO terms ell_j (paper, Setting), float32 (B, n_samples), differentiable.
 
-    The mean over the last dimension estimates each response's ELBO without bias. The same seed draws the same masks,
-    whatever the policy: terms of two policies can be subtracted sample by sample.
+    The mean over the last dimension estimates each response's ELBO, without bias unless `quadrature` is asked for. The
+    same seed draws the same masks, whatever the policy: terms of two policies can be subtracted sample by sample.
 
     Args:
         policy: from `load_policy`.
         prompt_ids: B prompts as token ids, never masked.
         response_ids: B responses as token ids, each at least one token.
         n_samples: n_t, Monte Carlo samples a response.
-        estimator: `exact_count` or `bernoulli`, see `bgpo.diffusion.masking`.
+        estimator: how masks are drawn, see `bgpo.diffusion.estimators`.
         seed: names the random streams; the i-th response always draws from stream i.
 
     Raises:

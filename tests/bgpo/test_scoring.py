@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.bgpo.tiny import tiny_policy
 
 PROMPTS = [[0, 1], [2, 3, 4, 5], [1]]
 RESPONSES = [[1, 2, 3, 6], [6], [5, 4, 3, 2, 1, 0, 6]]
-ESTIMATORS = pytest.mark.parametrize("estimator", ["exact_count", "bernoulli"])
+ESTIMATORS = pytest.mark.parametrize("estimator", get_args(EstimatorName))
 
 
 @ESTIMATORS
@@ -81,8 +82,8 @@ def test_what_cannot_be_scored(prompts: list[list[int]], responses: list[list[in
 
 
 def test_an_estimator_that_does_not_exist() -> None:
-    with pytest.raises(ValueError, match="antithetic"):
-        bgpo.elbo_terms(tiny_policy(), PROMPTS, RESPONSES, n_samples=2, estimator="antithetic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'sobol' is none of exact_count, bernoulli"):
+        bgpo.elbo_terms(tiny_policy(), PROMPTS, RESPONSES, n_samples=2, estimator="sobol")  # type: ignore[arg-type]
 
 
 def test_the_public_surface(checkpoint: Path) -> None:

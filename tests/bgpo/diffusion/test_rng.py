@@ -114,6 +114,8 @@ def test_names_give_the_same_streams_for_ever() -> None:
         "SUPERVISED": 4,
         "DATA_ORDER": 5,
         "GENERATE": 6,
+        "PROMPT_MASK": 7,
+        "PREFERENCE": 8,
     }
 
 
