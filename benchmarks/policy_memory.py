@@ -28,10 +28,10 @@ def main() -> None:
     """Measure every objective and n_t, report."""
     parser = _report.argument_parser(__doc__)
     parser.add_argument("--n-t", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64], help="Monte Carlo samples")
-    parser.add_argument("--one", nargs=2, metavar=("OBJECTIVE", "N_T"), help="measure one case, print it as JSON")
+    parser.add_argument("--one", nargs="+", metavar="OBJECTIVE N_T [SEED]", help="measure one case, print it as JSON")
     arguments = parser.parse_args()
     if arguments.one:
-        sys.stdout.write(json.dumps(measure(arguments.one[0], int(arguments.one[1]))) + "\n")
+        sys.stdout.write(json.dumps(measure(arguments.one[0], *map(int, arguments.one[1:]))) + "\n")
         return
     rows: list[dict[str, Any]] = []
     for objective in ("bgpo", "elbo_ratio"):
@@ -46,17 +46,18 @@ def main() -> None:
     _report.report("Policy update memory", rows, arguments.json)
 
 
-def measure(objective: str, n_t: int) -> dict[str, Any]:
-    """One update of one response in this process."""
+def measure(objective: str, n_t: int, seed: int = 0) -> dict[str, Any]:
+    """One update of one response, drawn from `seed`, in this process."""
     import torch
 
     from bgpo.diffusion.elbo import build_canvases
     from bgpo.spec import Reinforcement
-    from bgpo.training.policy_gradient import Scored, accumulate_gradient
+    from bgpo.training.policy_gradient import accumulate_gradient
+    from bgpo.training.scored import Scored
 
     torch.set_num_threads(1)
     policy = random_policy()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, VOCABULARY - 64, (PROMPT + RESPONSE,), generator=generator).tolist()
     canvases = build_canvases([tokens[:PROMPT]], [tokens[PROMPT:]], policy.end_ids[0], "cpu")
     counts = [RESPONSE if j % 2 == 0 else RESPONSE // 2 for j in range(n_t)]

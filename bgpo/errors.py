@@ -65,6 +65,12 @@ class NonFiniteError(BgpoError):
     code = "nan"
 
 
+class ZeroGradientError(BgpoError):
+    """Rewards differ and yet nothing would be learned from them."""
+
+    code = "zero_gradient"
+
+
 class OutOfMemory(BgpoError):
     """The device ran out of memory and halving the micro-batch did not help."""
 

@@ -12,14 +12,15 @@ ZERO_SIGNAL_STD = 1e-6
 
 
 def group_advantages(
-    rewards_PG: Tensor, valid_PG: Tensor, mode: Literal["z_score", "mean_only"]
+    rewards_PG: Tensor, valid_PG: Tensor, mode: Literal["z_score", "mean_only", "leave_one_out"]
 ) -> tuple[Tensor, Tensor]:
     """Advantages within each group of G responses to one of P prompts.
 
     Args:
         rewards_PG: rewards; ignored where not valid.
         valid_PG: False where grading failed: such a response leaves its group.
-        mode: `z_score` = (r - mean) / std with the population std (paper); `mean_only` = r - mean.
+        mode: `z_score` = (r - mean) / std with the population std (paper); `mean_only` = r - mean; `leave_one_out` =
+            r - mean of the other responses (RLOO, arXiv 2402.14740).
 
     Returns:
         advantages (P, G) float32, 0 for invalid responses and throughout zero-signal groups;
@@ -30,5 +31,11 @@ def group_advantages(
     centred = (rewards - rewards.sum(-1, keepdim=True) / count_P1).masked_fill(~valid_PG, 0.0)
     std_P1 = (centred.square().sum(-1, keepdim=True) / count_P1).sqrt()
     zero_P1 = std_P1 <= ZERO_SIGNAL_STD
-    advantages = centred / std_P1.masked_fill(zero_P1, 1.0) if mode == "z_score" else centred
+    if mode == "z_score":
+        advantages = centred / std_P1.masked_fill(zero_P1, 1.0)
+    elif mode == "leave_one_out":
+        # r - (sum - r) / (n - 1) = (r - mean) * n / (n - 1). A response alone in its group has no signal anyway.
+        advantages = centred * count_P1 / (count_P1 - 1).clamp(min=1)
+    else:
+        advantages = centred
     return advantages.masked_fill(zero_P1, 0.0).to(torch.float32), zero_P1[:, 0]

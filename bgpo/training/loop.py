@@ -117,7 +117,9 @@ class Run:
     def _trainer(self, rows: list[Row]) -> MethodTrainer:
         method = self.spec.method
         if isinstance(method, Reinforcement):
-            return ReinforcementTrainer(self._policy, self._optimizer, rows, self.spec, method, self.reporter)
+            return ReinforcementTrainer(
+                self._policy, self._optimizer, rows, self.spec, method, self.reporter, self.cluster
+            )
         if isinstance(method, Supervised):
             return SupervisedTrainer(
                 self._policy, self._optimizer, rows, self.spec, method, self.reporter, self.cluster

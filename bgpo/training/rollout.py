@@ -1,4 +1,8 @@
-"""A rollout batch: G responses to each of P prompts, sampled from the policy and graded."""
+"""Rollouts: G responses to each of P prompts, sampled from the policy and graded.
+
+A prompt has a slot, its number within the step over all processes and rounds. Every random stream is named by the slot,
+so which process rolls it out, and beside which others, changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +33,27 @@ class RolloutBatch:
     """Token ids the ELBO covers."""
 
 
-def roll_out(policy: Policy, rows: Sequence[Row], method: Reinforcement, seed: int, step: int) -> RolloutBatch:
-    """Sample the step's responses; each from a stream named by (seed, step, prompt slot, sample)."""
+def roll_out(
+    policy: Policy,
+    rows: Sequence[Row],
+    method: Reinforcement,
+    seed: int,
+    step: int,
+    slots: Sequence[int] | None = None,
+) -> RolloutBatch:
+    """Sample G responses to each row; each from a stream named by (seed, step, slot, sample).
+
+    Args:
+        slots: of the rows; None = their numbers.
+    """
     group = method.group_size
     prompts = [row.prompt_ids for row in rows for _ in range(group)]
+    slots = range(len(rows)) if slots is None else slots
     rollouts = sample(
         policy,
         prompts,
         method.rollout,
-        response_keys(seed, Purpose.ROLLOUT, step, len(rows), group, policy.device),
+        response_keys(seed, Purpose.ROLLOUT, step, slots, group, policy.device),
         temperature=method.rollout.temperature,
     )
     ended = rollouts.responses()
@@ -59,9 +75,9 @@ def canvases_of(policy: Policy, batch: RolloutBatch, chosen: Sequence[int], grou
 
 
 def response_keys(
-    seed: int, purpose: Purpose, step: int, n_prompts: int, group_size: int, device: torch.device
+    seed: int, purpose: Purpose, step: int, slots: Sequence[int], group_size: int, device: torch.device
 ) -> Tensor:
-    """Stream keys (P * G,) named by (seed, purpose, step, prompt slot, sample)."""
-    prompt_P1 = torch.arange(n_prompts, device=device)[:, None]
+    """Stream keys (P * G,) named by (seed, purpose, step, slot, sample)."""
+    slots_P1 = torch.tensor(list(slots), dtype=torch.int64, device=device)[:, None]
     sample_G = torch.arange(group_size, device=device)
-    return stream_keys(seed, purpose, step, prompt_P1, sample_G, device=device).flatten()
+    return stream_keys(seed, purpose, step, slots_P1, sample_G, device=device).flatten()

@@ -21,6 +21,7 @@ from bgpo.errors import GraderError
 from bgpo.models import Policy
 from bgpo.records import Record, RecordWriter, SampleRecord, parse_record
 from bgpo.spec import Reinforcement, RunSpec, parse_run_spec
+from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row, batch_indices
 from bgpo.training.optimizer import Optimizer
 from bgpo.training.reinforcement import ReinforcementTrainer
@@ -71,7 +72,7 @@ class Harness:
         self.path = path
         optimizer = Optimizer(policy.model, spec.method.optimizer, 100)
         reporter = Reporter(RecordWriter(self.descriptor), 100)
-        self.trainer = ReinforcementTrainer(policy, optimizer, rows, spec, spec.method, reporter)
+        self.trainer = ReinforcementTrainer(policy, optimizer, rows, spec, spec.method, reporter, Cluster())
 
     def step(self) -> dict[str, float]:
         return self.trainer.step(STEP, Stopwatch())
@@ -152,19 +153,21 @@ def algorithm_1(
         batch = [r for r in responses if first <= r.slot < first + size]
         if not any(r.advantage for r in batch):
             continue
-        loss = torch.zeros(())
+        # bgpo's gradient does not need d where A >= 0; the trainer does not compute it and logs the value at d = 0.
+        loss, unlogged = torch.zeros(()), 0.0
         for r in batch:
             d = r.terms(policy) - old[id(r)]
             if spec.algorithm == "elbo_ratio":
                 loss = loss - d.mean().exp() * r.advantage / len(batch)
             elif r.advantage >= 0:
                 loss = loss - ((1 + d) * r.advantage / SAMPLES).sum() / len(batch)
+                unlogged -= float((d * r.advantage / SAMPLES).sum().detach()) / len(batch)
             else:
                 loss = loss - (d.exp() * r.advantage / SAMPLES).sum() / len(batch)
         adamw.zero_grad()
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
-        losses.append(float(loss.detach()))
+        losses.append(float(loss.detach()) - unlogged)
         norms.append(float(gradient.norm()))
         for parameter in policy.model.parameters():
             assert parameter.grad is not None
@@ -215,9 +218,16 @@ def test_metrics_have_the_documented_names(wordy: Policy, step: Any) -> None:
     assert set(metrics) == {
         "reward_mean",
         "reward_std",
+        "reward/g",
         "solved_rate",
         "loss",
         "grad_norm",
+        "non_finite_updates",
+        "mini_batches_without_signal",
+        "d_mean",
+        "d_max",
+        "clamped_fraction",
+        "further_rounds",
         "elbo_mean",
         "entropy",
         "frac_zero_signal_groups",
@@ -230,6 +240,7 @@ def test_metrics_have_the_documented_names(wordy: Policy, step: Any) -> None:
     # On-policy the loss is the mean advantage, which is 0.
     assert metrics["loss"] == pytest.approx(0, abs=1e-6)
     assert metrics["elbo_mean"] < 0 < metrics["entropy"]
+    assert metrics["d_mean"] == metrics["d_max"] == metrics["clamped_fraction"] == metrics["non_finite_updates"] == 0
 
 
 def test_a_step_without_signal_changes_nothing(wordy: Policy, step: Any) -> None:
