@@ -23,6 +23,9 @@ EstimatorName = Literal[
 ]
 """How masks are drawn, see `bgpo.diffusion.masking`."""
 
+AlgorithmName = Literal["bgpo", "elbo_ratio", "taylor_only", "jensen_only", "diffu_grpo", "espo", "spg"]
+"""What reinforcement maximizes, see `bgpo.objectives`."""
+
 
 class Strict(BaseModel):
     """Base of all specs: immutable, exact types, unknown fields rejected, no NaN or infinity."""
@@ -110,7 +113,7 @@ class Reinforcement(Training):
     """Policy optimization against a grader (Algorithm 1 of the paper)."""
 
     type: Literal["reinforcement"] = "reinforcement"
-    algorithm: Literal["bgpo", "elbo_ratio", "taylor_only", "jensen_only", "diffu_grpo", "espo", "spg"] = "bgpo"
+    algorithm: AlgorithmName = "bgpo"
     grader: GraderSpec
     rollout: RolloutSpec = Field(default_factory=RolloutSpec)
     max_steps: int = Field(100, ge=1, description="Rollout batches; each makes num_inner_updates optimizer steps.")
@@ -240,6 +243,12 @@ class Recipe(Strict):
     )
     sample_log: int = Field(4, ge=0, description="Rollouts emitted as `sample` records each step.")
 
+    @model_validator(mode="after")
+    def _stops_by_evaluations(self) -> Self:
+        if self.early_stopping is not None and self.evaluation.interval is None:
+            raise ValueError("early_stopping needs evaluation.interval: it looks at evaluations during the run")
+        return self
+
 
 class RunSpec(Recipe):
     """A recipe with the paths and device of one run."""
@@ -252,6 +261,12 @@ class RunSpec(Recipe):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads of the trainer; None = torch's default.")
     sinks: list[SinkSpec] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> Self:
+        if self.early_stopping is not None and self.validation_data is None:
+            raise ValueError("early_stopping needs validation_data: it looks at evaluations")
+        return self
 
     def recipe(self) -> Recipe:
         """This run's recipe, without the paths."""

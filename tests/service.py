@@ -19,6 +19,7 @@ from api.server import Server
 from jobs.context import Context
 from jobs.repositories import checkpoints, jobs
 from jobs.repositories.jobs import Claim, JobError
+from jobs.services.dataset import OUTPUTS
 from jobs.settings import Settings
 from migrations import upgrade
 
@@ -48,6 +49,12 @@ class Service:
         """A dataset."""
         answer = [{"role": "assistant", "content": "4"}] if answered else []
         row = {"messages": [{"role": "user", "content": "2 + 2"}, *answer], "answer": "4"}
+        return b"".join(json.dumps(row | {"i": i}).encode() + b"\n" for i in range(count))
+
+    def preferences(self, count: int = 12) -> bytes:
+        """A dataset of preferences."""
+        answers = {name: [{"role": "assistant", "content": text}] for name, text in zip(OUTPUTS, "45", strict=True)}
+        row = {"input": {"messages": [{"role": "user", "content": "2 + 2"}]}, **answers, "answer": "4"}
         return b"".join(json.dumps(row | {"i": i}).encode() + b"\n" for i in range(count))
 
     def upload(self, content: bytes, purpose: str = "fine-tune", name: str = "train.jsonl") -> httpx2.Response:

@@ -36,8 +36,12 @@ class JobDetails(BaseModel):
     attempt: int = Field(description="Times a worker has taken the job.")
     attempts_left: int = Field(description="Crashes it may still have before the next checkpoint.")
     started_at: int | None
+    stop_reason: Literal["early_stopping"] | None = Field(
+        description="Why a job succeeded before its last step: evaluations did not improve any more."
+    )
     eval: dict[str, Any]
     checkpointing: dict[str, Any]
+    early_stopping: dict[str, Any] | None
     sample_log: int
 
 
@@ -171,8 +175,10 @@ def _details(job: Job, state: State) -> JobDetails:
         attempt=job.epoch,
         attempts_left=job.attempts_left,
         started_at=_seconds(job.started_at),
+        stop_reason=_stop_reason(job, state),
         eval=job.recipe["evaluation"],
         checkpointing=job.recipe["checkpointing"],
+        early_stopping=job.recipe.get("early_stopping"),  # absent in jobs of before it existed
         sample_log=job.recipe["sample_log"],
     )
 
@@ -183,6 +189,11 @@ def _phase(job: Job, state: State) -> str | None:
     if state == State.RUNNING:
         return job.phase or "loading_model"
     return _PHASES.get(state)
+
+
+def _stop_reason(job: Job, state: State) -> Literal["early_stopping"] | None:
+    stopped = state == State.SUCCEEDED and job.last_step < job.total_steps
+    return "early_stopping" if stopped and job.recipe.get("early_stopping") else None
 
 
 def _deprecated_hyperparameters(job: Job) -> dict[str, Any]:

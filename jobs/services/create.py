@@ -137,20 +137,27 @@ def _dataset(session: Session, project_id: str, file_id: str, param: str, method
     if param == "training_file" and rows < MIN_TRAINING_ROWS:
         message = f"Training file has {rows} example(s), but must have at least {MIN_TRAINING_ROWS} examples."
         raise InvalidRequest(message, param, "invalid_n_examples")
-    _check_last_messages(file, param, method)
+    _check_rows(file, param, method)
     return file.summary
 
 
-def _check_last_messages(file: File, param: str, method: Method) -> None:
-    assert file.summary is not None
-    if method.type == "reinforcement":
-        line, role, why = file.summary["first_not_user"], "user", "the prompt to answer"
+def _check_rows(file: File, param: str, method: Method) -> None:
+    """Refuse rows that are not of the method's kind; the check of the upload has seen them all."""
+    summary = file.summary
+    assert summary is not None
+    if method.type == "dpo":
+        # Absent: the file was checked when conversations were all there was.
+        line = summary.get("first_not_preference", 1)
+        needs = "input.messages, preferred_output and non_preferred_output"
+    elif method.type == "reinforcement":
+        line, needs = summary["first_not_user"], "messages, the last of them the user's, the prompt to answer"
     elif param == "validation_file" and method.grader is not None:
-        return  # answers are sampled and graded; one in the row is ignored
+        # Answers are sampled and graded; one in the row is ignored.
+        line, needs = summary.get("first_preference"), "messages"
     else:
-        line, role, why = file.summary["first_not_answer"], "assistant", "the answer to learn"
+        line, needs = summary["first_not_answer"], "messages, the last of them the assistant's, the answer to learn"
     if line is not None:
-        message = f"Line {line} of {file.id}: method {method.type} needs the last message to be the {role}'s, {why}."
+        message = f"Line {line} of {file.id}: method {method.type} needs {needs}."
         raise InvalidRequest(message, param, f"invalid_{param}")
 
 

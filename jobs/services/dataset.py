@@ -1,8 +1,11 @@
-"""The check of an uploaded fine-tune file: JSONL, one `{"messages": [...], ...}` object a line, read line by line.
+"""The check of an uploaded fine-tune file, JSONL, read line by line. A line is a conversation or a preference:
 
-Every problem names its line. What methods need of the last message differs, so the summary remembers the first line
-that does not end with a user or an assistant message; creating a job then costs no second read. Graders' needs of other
-fields are not checked here.
+    {"messages": [...], ...}
+    {"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...], ...}
+
+Every problem names its line. What methods need of a row differs, so the summary remembers the first line that does not
+end with a user or an assistant message, or is no preference; creating a job then costs no second read. Graders' needs
+of other fields are not checked here.
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Literal, Never, get_args
 
 from bgpo.errors import DataError
 
 ROLES = ("system", "user", "assistant")
+OUTPUTS = ("preferred_output", "non_preferred_output")
 MAX_MESSAGES = 1024
+Kind = Literal["prompt", "answered", "preference"]
+KINDS: frozenset[Kind] = frozenset(get_args(Kind))
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,10 @@ class Summary:
     """First line whose last message is not the user's: no prompt for reinforcement."""
     first_not_answer: int | None
     """First line whose last message is not the assistant's: nothing to learn from."""
+    first_not_preference: int | None
+    """First line that does not hold two answers to choose from."""
+    first_preference: int | None
+    """First line that does."""
 
     def as_json(self) -> dict[str, Any]:
         """The form stored with the file's row."""
@@ -40,7 +50,8 @@ def check(path: Path, *, max_line_bytes: int) -> Summary:
         DataError: naming the first line that cannot be used.
     """
     number, rows = 0, 0
-    first: dict[str, int] = {}
+    first: dict[Kind, int] = {}
+    first_not: dict[Kind, int] = {}
     with path.open("rb") as file:
         while line := file.readline(max_line_bytes + 1):
             number += 1
@@ -50,15 +61,20 @@ def check(path: Path, *, max_line_bytes: int) -> Summary:
                 if file.read(max_line_bytes).strip():
                     _fail(number, "is blank; only the end of a file may be")
                 break
-            first.setdefault(_not_last(_check_messages(number, _parse(number, line))), number)
+            kind = _check_row(number, _parse(number, line))
+            first.setdefault(kind, number)
+            for other in KINDS - {kind}:
+                first_not.setdefault(other, number)
             rows += 1
     if not rows:
         raise DataError("The file is empty: it needs one JSON object a line.", "file")
-    return Summary(rows, first.get("user"), first.get("assistant"))
-
-
-def _not_last(role: str) -> str:
-    return "assistant" if role == "user" else "user"
+    return Summary(
+        rows,
+        first_not_user=first_not.get("prompt"),
+        first_not_answer=first_not.get("answered"),
+        first_not_preference=first_not.get("preference"),
+        first_preference=first.get("preference"),
+    )
 
 
 def _fail(line: int, problem: str) -> Never:
@@ -82,22 +98,46 @@ def _parse(number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _check_messages(number: int, row: dict[str, Any]) -> str:
-    messages = row.get("messages")
+def _check_row(number: int, row: dict[str, Any]) -> Kind:
+    if "messages" not in row and any(name in row for name in OUTPUTS):
+        _check_preference(number, row)
+        return "preference"
+    messages: Any = row.get("messages")
+    _check_messages(number, messages, "messages")
+    answered = bool(messages[-1]["role"] == "assistant")
+    asks = messages[:-1] if answered else messages
+    if not asks or asks[-1]["role"] != "user":
+        _fail(number, "needs messages that end with the user's, or with the assistant's answer to the user's")
+    return "answered" if answered else "prompt"
+
+
+def _check_preference(number: int, row: dict[str, Any]) -> None:
+    given = row.get("input")
+    if not isinstance(given, dict):
+        _fail(number, "needs 'input', an object with the messages to answer")
+    if given.get("tools"):
+        _fail(number, "has input.tools, which are not supported")
+    _check_messages(number, given.get("messages"), "input.messages")
+    if given["messages"][-1]["role"] != "user":
+        _fail(number, "needs input.messages that end with the user's")
+    for name in OUTPUTS:
+        _check_messages(number, row.get(name), name)
+        if len(row[name]) != 1 or row[name][0]["role"] != "assistant":
+            _fail(number, f"needs {name} to be one message of the assistant's")
+    if row[OUTPUTS[0]][0]["content"] == row[OUTPUTS[1]][0]["content"]:
+        _fail(number, f"has the same answer in {OUTPUTS[0]} and {OUTPUTS[1]}")
+
+
+def _check_messages(number: int, messages: Any, field: str) -> None:
     if not isinstance(messages, list) or not messages:
-        _fail(number, "needs 'messages', a list of at least one message")
+        _fail(number, f"needs '{field}', a list of at least one message")
     if len(messages) > MAX_MESSAGES:
         _fail(number, f"has more than {MAX_MESSAGES} messages")
     for index, message in enumerate(messages):
-        where = f"messages[{index}]"
+        where = f"{field}[{index}]"
         if not isinstance(message, dict):
             _fail(number, f"has {where} that is not an object")
         if message.get("role") not in ROLES:
             _fail(number, f"needs {where}.role to be one of {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str):
             _fail(number, f"needs {where}.content to be a string")
-    answered = messages[-1]["role"] == "assistant"
-    asks = messages[:-1] if answered else messages
-    if not asks or asks[-1]["role"] != "user":
-        _fail(number, "needs messages that end with the user's, or with the assistant's answer to the user's")
-    return str(messages[-1]["role"])

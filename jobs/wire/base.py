@@ -24,19 +24,18 @@ _PLANNED = {
     "priority",
     "resources",
     "budget",
-    "early_stopping",
     "on_grader_error",
     "max_error_rate",
     "webhook_url",
     "dry_run",
-    "keep_best",
-    "best_metric",
     "at_start",
-    "kl_beta",
-    "clip_eps",
-    "lora",
-    "grad_accum",
     "response_format",
+}
+# What others call a parameter of ours.
+_OUR_NAMES = {
+    "kl_beta": "kl_coefficient",
+    "clip_eps": "clip_epsilon",
+    "grad_accum": "micro_batch",
 }
 
 
@@ -85,9 +84,10 @@ def explain(error: Mapping[str, Any], body: Any) -> tuple[str, str | None, str]:
     code = _CODES.get(error["type"], "invalid_value")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        planned = str(error["loc"][-1]) in _PLANNED
-        code = "unsupported_parameter" if planned else code
-        message = "is not supported yet" if planned else "is not a parameter"
+        name = str(error["loc"][-1])
+        code = "unsupported_parameter" if name in _PLANNED else code
+        message = "is not supported yet" if name in _PLANNED else "is not a parameter"
+        message += f"; see {_OUR_NAMES[name]}" if name in _OUR_NAMES else ""
     elif error["type"] == "missing":
         message = "is required"
     elif error["type"].startswith("union_tag"):

@@ -13,14 +13,23 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from bgpo.spec import OptimizerSpec, Recipe, Reinforcement, RolloutSpec, Supervised
+from bgpo.spec import Dpo, OptimizerSpec, Recipe, Reinforcement, RolloutSpec, Supervised
 from jobs.errors import InvalidRequest
-from jobs.wire.request import CreateJob, Hyperparameters, MethodBlock, ReinforcementBlock, SupervisedBlock
+from jobs.wire.request import (
+    CreateJob,
+    DpoBlock,
+    Hyperparameters,
+    MethodBlock,
+    ReinforcementBlock,
+    SupervisedBlock,
+)
 
-MethodType = Literal["reinforcement", "supervised"]
-_SPECS: dict[MethodType, type[Reinforcement] | type[Supervised]] = {
+MethodType = Literal["reinforcement", "supervised", "dpo"]
+Block = ReinforcementBlock | SupervisedBlock | DpoBlock
+_SPECS: dict[MethodType, type[Reinforcement] | type[Supervised] | type[Dpo]] = {
     "reinforcement": Reinforcement,
     "supervised": Supervised,
+    "dpo": Dpo,
 }
 _AUTO_STEPS = 100
 _AUTO_CHECKPOINTS = 5
@@ -31,7 +40,7 @@ class Method:
     """A request's method, with the block of its type."""
 
     type: MethodType
-    block: ReinforcementBlock | SupervisedBlock
+    block: Block
 
     @property
     def path(self) -> str:
@@ -46,19 +55,20 @@ class Method:
 
 def method_of(body: CreateJob) -> Method:
     """Find the method of a request; raises InvalidRequest when blocks and type do not fit."""
-    method = body.method or MethodBlock(type="supervised", supervised=SupervisedBlock())
-    if method.type == "dpo":
-        raise InvalidRequest("Method type dpo is not supported yet.", "method.type", "unsupported_method")
-    for other in ("reinforcement", "supervised", "dpo"):
+    method = body.method or MethodBlock(type="supervised")
+    for other in _SPECS:
         if other != method.type and getattr(method, other) is not None:
             raise InvalidRequest(f"method.{other} does not belong to type {method.type}.", f"method.{other}")
-    if method.type == "reinforcement":
-        if method.reinforcement is None:
-            path = "method.reinforcement"
-            raise InvalidRequest(f"{path} is required.", path, "missing_required_parameter")
-        block: ReinforcementBlock | SupervisedBlock = method.reinforcement
-    else:
+    block: Block
+    if method.type == "supervised":
         block = method.supervised or SupervisedBlock()
+    elif method.type == "dpo":
+        block = method.dpo or DpoBlock()
+    elif method.reinforcement is not None:
+        block = method.reinforcement
+    else:
+        path = "method.reinforcement"
+        raise InvalidRequest(f"{path} is required.", path, "missing_required_parameter")
     if body.hyperparameters is not None:
         if body.method is not None:
             raise InvalidRequest("hyperparameters is for jobs without method.", "hyperparameters")
@@ -76,6 +86,7 @@ def build(body: CreateJob, seed: int, train_rows: int, validation_rows: int | No
     hyper = method.block.hyperparameters
     given = hyper.model_dump(exclude_none=True)
     _check_evaluation(body, hyper, method, validation_rows)
+    _check_extensions(body, hyper, method, validation_rows)
     spec: dict[str, Any] = {"type": method.type, "grader": method.grader, "optimizer": _optimizer(given, method)}
     spec |= {name: given[name] for name in _SPECS[method.type].model_fields if name in given}
     spec |= _rollout(given, method)
@@ -91,8 +102,10 @@ def build(body: CreateJob, seed: int, train_rows: int, validation_rows: int | No
             "interval": hyper.eval_interval or body.rl.eval.interval,
             "samples": hyper.eval_samples or body.rl.eval.samples,
             "batch_size": body.rl.eval.batch_size,
+            "answers": body.rl.eval.answers,
         },
-        "checkpointing": {"every_steps": every, "keep_last": body.rl.checkpointing.keep_last},
+        "checkpointing": body.rl.checkpointing.model_dump() | {"every_steps": every},
+        "early_stopping": body.rl.early_stopping,
         "sample_log": body.rl.sample_log,
     }
     values |= {"precision": given["precision"]} if "precision" in given else {}
@@ -118,6 +131,21 @@ def _check_evaluation(body: CreateJob, hyper: Hyperparameters, method: Method, v
             raise InvalidRequest(f"{param} needs a validation_file.", param)
 
 
+def _check_extensions(body: CreateJob, hyper: Hyperparameters, method: Method, validation_rows: int | None) -> None:
+    extensions = {
+        "rl.eval.answers": body.rl.eval.answers > 1,
+        "rl.checkpointing.best_metric": body.rl.checkpointing.best_metric is not None,
+        "rl.early_stopping": body.rl.early_stopping is not None,
+    }
+    for param in (param for param, given in extensions.items() if given):
+        if validation_rows is None:
+            raise InvalidRequest(f"{param} needs a validation_file.", param)
+        if param == "rl.eval.answers" and method.grader is None:
+            raise InvalidRequest(f"{param} is about sampled answers, which need method.{method.type}.grader.", param)
+        if param == "rl.early_stopping" and (hyper.eval_interval or body.rl.eval.interval) is None:
+            raise InvalidRequest(f"{param} needs {method.path}.eval_interval.", param)
+
+
 def _optimizer(given: dict[str, Any], method: Method) -> dict[str, Any]:
     if "learning_rate" in given and "learning_rate_multiplier" in given:
         raise InvalidRequest(
@@ -131,10 +159,10 @@ def _optimizer(given: dict[str, Any], method: Method) -> dict[str, Any]:
 def _rollout(given: dict[str, Any], method: Method) -> dict[str, Any]:
     names = [name for name in RolloutSpec.model_fields if name in given]
     if method.grader is None:
-        useless = [name for name in names if name not in Supervised.model_fields]
+        useless = [name for name in names if name not in _SPECS[method.type].model_fields]
         if useless:
             param = f"{method.path}.{useless[0]}"
-            raise InvalidRequest(f"{param} is about sampling answers, which needs method.supervised.grader.", param)
+            raise InvalidRequest(f"{param} is about sampling answers, which needs method.{method.type}.grader.", param)
         return {}
     rollout = {name: given[name] for name in names}
     length = rollout.setdefault("max_completion_length", RolloutSpec.model_fields["max_completion_length"].default)
@@ -186,4 +214,5 @@ def _shown(recipe: Recipe, method: Method, train_rows: int, validation_rows: int
         block["grader"] = method.grader
     if isinstance(recipe.method, Reinforcement):
         block["algorithm"] = recipe.method.algorithm
+        resolved["length_normalization"] = recipe.method.normalization
     return {"type": method.type, method.type: block}

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, create_model
 
 from bgpo.rewards.spec import GraderSpec
-from bgpo.spec import CheckpointingSpec, EvaluationSpec, OptimizerSpec, Recipe, Reinforcement, RolloutSpec, Supervised
+from bgpo.spec import (
+    AlgorithmName,
+    CheckpointingSpec,
+    Dpo,
+    EarlyStoppingSpec,
+    EvaluationSpec,
+    OptimizerSpec,
+    Recipe,
+    Reinforcement,
+    RolloutSpec,
+    Supervised,
+)
 from jobs.wire.base import Auto, StorableWire, Wire, refuse
 
 STRUCTURE = frozenset({"type", "algorithm", "grader", "rollout", "optimizer"})
@@ -57,18 +68,22 @@ if TYPE_CHECKING:
 
     class SupervisedHyperparameters(Hyperparameters):
         """Made below."""
+
+    class DpoHyperparameters(Hyperparameters):
+        """Made below."""
 else:
     ReinforcementHyperparameters = _hyperparameters(
         "ReinforcementHyperparameters", Reinforcement, RolloutSpec, OptimizerSpec
     )
     SupervisedHyperparameters = _hyperparameters("SupervisedHyperparameters", Supervised, RolloutSpec, OptimizerSpec)
+    DpoHyperparameters = _hyperparameters("DpoHyperparameters", Dpo, RolloutSpec, OptimizerSpec)
 
 
 class ReinforcementBlock(Wire):
     """`method.reinforcement`."""
 
     grader: GraderSpec
-    algorithm: Literal["bgpo", "elbo_ratio"] = "bgpo"
+    algorithm: AlgorithmName = "bgpo"
     hyperparameters: ReinforcementHyperparameters = Field(default_factory=ReinforcementHyperparameters)
 
 
@@ -79,13 +94,20 @@ class SupervisedBlock(Wire):
     hyperparameters: SupervisedHyperparameters = Field(default_factory=SupervisedHyperparameters)
 
 
+class DpoBlock(Wire):
+    """`method.dpo`. With a grader, evaluations sample answers to the rows' input and score them."""
+
+    grader: GraderSpec | None = None
+    hyperparameters: DpoHyperparameters = Field(default_factory=DpoHyperparameters)
+
+
 class MethodBlock(Wire):
     """`method`: the type, and the block of that name."""
 
     type: Literal["reinforcement", "supervised", "dpo"]
     reinforcement: ReinforcementBlock | None = None
     supervised: SupervisedBlock | None = None
-    dpo: dict[str, Any] | None = Field(None, description="Not supported yet.")
+    dpo: DpoBlock | None = None
 
 
 class EvalBlock(Wire):
@@ -94,6 +116,7 @@ class EvalBlock(Wire):
     interval: Annotated[int | None, Field(ge=1)] = None
     samples: Annotated[int | None, Field(ge=1)] = None
     batch_size: int = Field(EvaluationSpec().batch_size, ge=1, description="Prompts decoded at once.")
+    answers: int = Field(1, ge=1, le=64, description="Sampled answers per prompt, the k of pass@k; needs a grader.")
 
 
 class CheckpointingBlock(Wire):
@@ -101,6 +124,10 @@ class CheckpointingBlock(Wire):
 
     every_steps: Annotated[int | None, Field(ge=1)] = Field(None, description="None: five during the job.")
     keep_last: int = Field(CheckpointingSpec().keep_last, ge=1, description="Kept on the worker's disk.")
+    keep_best: bool = Field(True, description="Also write a checkpoint whenever an evaluation is the best so far.")
+    best_metric: Annotated[str | None, StringConstraints(min_length=1, max_length=256)] = Field(
+        None, description="Validation metric of the best. None: sampled_solved_rate, or loss without a grader."
+    )
 
 
 class Extensions(Wire):
@@ -108,6 +135,9 @@ class Extensions(Wire):
 
     eval: EvalBlock = Field(default_factory=EvalBlock)
     checkpointing: CheckpointingBlock = Field(default_factory=CheckpointingBlock)
+    early_stopping: EarlyStoppingSpec | None = Field(
+        None, description="Needs a validation_file and eval_interval. The job then succeeds before its last step."
+    )
     sample_log: int = Field(4, ge=0, le=64, description="Rollouts logged each step.")
 
 

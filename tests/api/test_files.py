@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 import tracemalloc
@@ -57,6 +58,31 @@ class TestUpload:
         assert (error["code"], error["param"]) == ("invalid_file_format", "file")
         assert f"line {line} " in error["message"]
         assert words in error["message"]
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"input": None}, "'input'"),
+            ({"input": {"messages": []}}, "'input.messages'"),
+            ({"input": {"messages": [{"role": "user", "content": 1}]}}, "input.messages[0].content"),
+            ({"input": {"messages": [{"role": "system", "content": "a"}]}}, "input.messages that end with the user's"),
+            ({"input": {"messages": [{"role": "user", "content": "a"}], "tools": [{}]}}, "input.tools"),
+            ({"preferred_output": "a"}, "'preferred_output'"),
+            ({"non_preferred_output": [{"role": "robot", "content": "a"}]}, "non_preferred_output[0].role"),
+            ({"preferred_output": [{"role": "user", "content": "a"}]}, "preferred_output to be one message"),
+            ({"non_preferred_output": [{"role": "assistant", "content": "4"}]}, "the same answer"),
+        ],
+    )
+    def test_a_malformed_preference_is_named(self, service: Any, changes: dict[str, Any], words: str) -> None:
+        row = json.loads(service.preferences(1)) | changes
+        error = error_of(service.upload(service.preferences(2) + json.dumps(row).encode()))
+        assert (error["code"], error["param"]) == ("invalid_file_format", "file")
+        assert "line 3 " in error["message"]
+        assert words in error["message"]
+
+    def test_other_fields_of_a_conversation_are_free(self, service: Any) -> None:
+        row = json.loads(service.rows(1)) | {"input": "4 5", "preferred_output": None}
+        assert service.upload(json.dumps(row).encode()).status_code == 200
 
     def test_a_line_too_long(self, start_service: Callable[..., Any]) -> None:
         service = start_service(max_line_bytes=1000)

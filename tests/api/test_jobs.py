@@ -66,6 +66,45 @@ class TestCreate:
         job = service.create(method={"type": "supervised"}, training_file=file_id)
         assert set(job["hyperparameters"]) == {"n_epochs", "batch_size", "learning_rate_multiplier"}
 
+    def test_dpo(self, service: Any) -> None:
+        file_id = service.upload(service.preferences()).json()["id"]
+        grader = service.body()["method"]["reinforcement"]["grader"]
+        hyperparameters = {"beta": 0.2, "n_epochs": 3, "lora": {"rank": 4}, "eval_interval": 1}
+        method = {"type": "dpo", "dpo": {"grader": grader, "hyperparameters": hyperparameters}}
+        rl = {"early_stopping": {"patience": 2, "metric": "loss"}, "checkpointing": {"best_metric": "loss"}}
+        job = service.create(method=method, training_file=file_id, validation_file=file_id, rl=rl)
+        assert (job["status"], job["hyperparameters"]) == ("queued", {})
+        shown = job["method"]["dpo"]
+        assert (job["method"]["type"], shown["grader"]) == ("dpo", grader)
+        resolved = shown["hyperparameters"]
+        expected = {"beta": 0.2, "n_epochs": 4, "batch_size": 8, "mc_samples": 8, "estimator": "antithetic"}
+        assert {name: resolved[name] for name in expected} == expected  # 36 rows are 5 batches of 8, 3.3 epochs
+        assert resolved["lora"] == {"rank": 4, "alpha": 32.0, "targets": "all", "checkpoints": "merged"}
+        assert job["rl"]["total_steps"] == 5
+        assert job["rl"]["early_stopping"] == {"patience": 2, "min_delta": 0.0, "warmup_evals": 0, "metric": "loss"}
+        assert job["rl"]["checkpointing"]["best_metric"] == "loss"
+        with service.http() as http:
+            assert http.get(f"{URL}/{job['id']}").json() == job
+
+    def test_early_stopping_is_success(self, service: Any, tmp_path: Path) -> None:
+        file_id = service.upload(service.rows()).json()["id"]
+        body = service.body(training_file=file_id, validation_file=file_id)
+        rl = {"early_stopping": {"patience": 1}, "eval": {"interval": 1}}
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("{}")
+        for extensions, reason in ((rl, "early_stopping"), ({}, None)):
+            job = service.create(**{name: body[name] for name in ("training_file", "validation_file")}, rl=extensions)
+            claim = service.claim(job["id"])
+            with service.ctx.db.transaction() as session:
+                set_phase(session, claim.job_id, claim.epoch, "checkpointing", 7)
+            service.checkpoint(claim, 7, tmp_path / "model", final=True)
+            with service.http() as http:
+                assert http.get(f"{URL}/{job['id']}").json()["rl"]["stop_reason"] is None
+                service.finish(claim, "succeeded")
+                done = http.get(f"{URL}/{job['id']}").json()
+            assert (done["status"], done["rl"]["stop_reason"]) == ("succeeded", reason)
+            assert (done["rl"]["step"], done["rl"]["total_steps"]) == (7, 20)
+
     @pytest.mark.parametrize(
         ("changes", "status", "param", "code"),
         [
@@ -73,7 +112,8 @@ class TestCreate:
             ({"model": "../tiny"}, 404, "model", "model_not_found"),
             ({"training_file": "file-none"}, 400, "training_file", "invalid_training_file"),
             ({"validation_file": "file-none"}, 400, "validation_file", "invalid_validation_file"),
-            ({"method": {"type": "dpo", "dpo": {}}}, 400, "method.type", "unsupported_method"),
+            ({"method": {"type": "dpo", "dpo": {}}}, 400, "training_file", "invalid_training_file"),
+            ({"method": {"type": "dpo", "dpo": {"beta": 1}}}, 400, "method.dpo.beta", "unknown_parameter"),
             ({"metadata": {"a": 1}}, 400, "metadata.a", "invalid_value"),
             ({"nope": 1}, 400, "nope", "unknown_parameter"),
         ],
@@ -124,6 +164,24 @@ class TestCreate:
             param, code, message = refused(training_file=prompts, method={"type": "supervised"})
             assert "Line 1 " in message
             assert refused(training_file=prompts, validation_file=answered)[0] == "validation_file"
+            mixed = service.upload(service.preferences(11) + service.rows(2)).json()["id"]
+            pairs = service.upload(service.preferences()).json()["id"]
+            dpo, grader = {"type": "dpo"}, service.body()["method"]["reinforcement"]["grader"]
+            param, code, message = refused(training_file=mixed, method=dpo)
+            assert (param, code) == ("training_file", "invalid_training_file")
+            assert "Line 12 " in message
+            assert "preferred_output" in message
+            assert refused(training_file=pairs, validation_file=prompts, method=dpo)[0] == "validation_file"
+            for method in (service.body()["method"], {"type": "supervised"}):
+                message = refused(training_file=mixed, method=method)[2]
+                assert "Line 1 " in message
+                assert "needs messages" in message
+            answers = service.upload(service.rows(answered=True)).json()["id"]
+            graded = {"type": "supervised", "supervised": {"grader": grader}}
+            late = service.upload(service.rows(3) + service.preferences(1)).json()["id"]
+            param, _, message = refused(training_file=answers, validation_file=late, method=graded)
+            assert param == "validation_file"
+            assert "Line 4 " in message
 
     @pytest.mark.parametrize(
         ("content", "code"),

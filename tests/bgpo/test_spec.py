@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from bgpo.errors import SpecError
-from bgpo.spec import Recipe, RolloutSpec, RunSpec, Supervised, parse_run_spec
+from bgpo.spec import AlgorithmName, Recipe, Reinforcement, RolloutSpec, RunSpec, Supervised, parse_run_spec
 
 GRADER = {"type": "sudoku", "name": "grid"}
 PATHS = {"model": "m", "train_data": "t.jsonl", "output_dir": "out"}
@@ -22,6 +22,10 @@ def run_spec(**method: Any) -> dict[str, Any]:
 
 def supervised(**method: Any) -> dict[str, Any]:
     return {**PATHS, "method": {"type": "supervised", **method}}
+
+
+def dpo(**method: Any) -> dict[str, Any]:
+    return {**PATHS, "method": {"type": "dpo", **method}}
 
 
 def test_the_defaults_are_the_papers_settings() -> None:
@@ -40,6 +44,71 @@ def test_the_defaults_are_the_papers_settings() -> None:
     assert (method.estimator, method.normalization, method.advantage) == ("exact_count", "none", "z_score")
     assert method.clamp_log_ratio == 10.0
     assert not method.score_eos_padding
+    assert (method.kl_coefficient, method.dynamic_sampling_rounds) == (0.0, 0)
+    assert (method.lora, method.activation_checkpointing, method.optimizer.optimizer_type) == (None, False, "adamw")
+
+
+def test_the_defaults_of_the_other_methods() -> None:
+    method = parse_run_spec(supervised()).method
+    assert (method.type, method.batch_size, method.optimizer.learning_rate) == ("supervised", 32, 1e-5)
+    method = parse_run_spec(dpo()).method
+    assert method.type == "dpo"
+    assert (method.batch_size, method.mc_samples, method.estimator, method.beta) == (8, 8, "antithetic", 0.1)
+    assert method.optimizer.learning_rate == 5e-7
+    assert (method.grader, method.rollout, method.lora) == (None, None, None)
+
+
+def test_the_defaults_of_a_run() -> None:
+    spec = parse_run_spec(dpo())
+    assert (spec.seed, spec.precision, spec.distributed, spec.device) == (0, "float32", "ddp", "auto")
+    assert spec.evaluation.model_dump() == {"interval": None, "samples": None, "batch_size": 256, "answers": 1}
+    assert spec.checkpointing.model_dump() == {
+        "every_steps": None, "keep_last": 2, "keep_best": True, "best_metric": None,
+    }  # fmt: skip
+    assert spec.early_stopping is None
+    assert spec.sinks == []
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "given", "normalization"),
+    [("bgpo", None, "none"), ("espo", None, "length"), ("espo", "none", "none"), ("spg", "masked", "masked")],
+)
+def test_an_algorithm_has_its_own_length_normalization(algorithm: str, given: str | None, normalization: str) -> None:
+    method = parse_run_spec(run_spec(algorithm=algorithm, length_normalization=given)).method
+    assert isinstance(method, Reinforcement)
+    assert method.normalization == normalization
+
+
+ONLY_FOR = {
+    "clip_epsilon": (0.1, ("diffu_grpo", "espo")),
+    "prompt_mask_probability": (0.3, ("diffu_grpo",)),
+    "upper_bound_power": (2.0, ("spg",)),
+    "upper_bound_mixture": (0.1, ("spg",)),
+}
+
+
+@pytest.mark.parametrize("algorithm", get_args(AlgorithmName))
+@pytest.mark.parametrize("name", ONLY_FOR)
+def test_a_setting_that_the_algorithm_ignores_is_an_error(algorithm: str, name: str) -> None:
+    value, algorithms = ONLY_FOR[name]
+    spec = run_spec(algorithm=algorithm, **{name: value})
+    if algorithm in algorithms:
+        assert getattr(parse_run_spec(spec).method, name) == value
+    else:
+        with pytest.raises(SpecError, match=rf"{name} belongs to .*{algorithms[0]}.*; {algorithm} does not use it"):
+            parse_run_spec(spec)
+
+
+STOPPING = {"early_stopping": {"patience": 2}, "evaluation": {"interval": 5}, "validation_data": "v.jsonl"}
+
+
+def test_early_stopping_needs_evaluations() -> None:
+    spec = parse_run_spec({**dpo(), **STOPPING})
+    assert spec.early_stopping is not None
+    assert spec.early_stopping.model_dump() == {"patience": 2, "min_delta": 0.0, "warmup_evals": 0, "metric": None}
+    for missing, words in (("evaluation", "interval"), ("validation_data", "validation_data")):
+        with pytest.raises(SpecError, match=f"early_stopping needs .*{words}"):
+            parse_run_spec({**dpo(), **{name: value for name, value in STOPPING.items() if name != missing}})
 
 
 @pytest.mark.parametrize(
@@ -56,7 +125,7 @@ def test_the_defaults_are_the_papers_settings() -> None:
         ({k: v for k, v in run_spec().items() if k != "model"}, "model"),
         ({**PATHS}, "method"),
         ({**PATHS, "method": {"grader": GRADER}}, "method.type"),
-        ({**PATHS, "method": {"type": "dpo"}}, "method.type"),
+        ({**PATHS, "method": {"type": "ppo"}}, "method.type"),
         (run_spec(learning_rate=1e-6), "method.learning_rate"),
         (run_spec(optimizer={"learning_rte": 1e-6}), "method.optimizer.learning_rte"),
         (run_spec(optimizer={"learning_rate": 0}), "method.optimizer.learning_rate"),
@@ -70,7 +139,37 @@ def test_the_defaults_are_the_papers_settings() -> None:
         (run_spec(rollout={"max_completion_length": 30, "block_length": 32}), "method.rollout"),
         (run_spec(rollout={"diffusion_steps": 257}), "method.rollout"),
         (run_spec(batch_size=6, num_inner_updates=4), "method"),
+        (run_spec(algorithm="ppo"), "method.algorithm"),
+        (run_spec(estimator="sobol"), "method.estimator"),
+        (run_spec(advantage="z"), "method.advantage"),
+        (run_spec(kl_coefficient=-1.0), "method.kl_coefficient"),
+        (run_spec(clip_epsilon=1.0, algorithm="espo"), "method.clip_epsilon"),
+        (run_spec(clip_epsilon=0.1), "method"),
+        (run_spec(upper_bound_power=1.0, algorithm="spg"), "method.upper_bound_power"),
+        (run_spec(prompt_mask_probability=1.0, algorithm="diffu_grpo"), "method.prompt_mask_probability"),
+        (run_spec(dynamic_sampling_rounds=17), "method.dynamic_sampling_rounds"),
+        (run_spec(lora={"rank": 0}), "method.lora.rank"),
+        (run_spec(lora={"r": 8}), "method.lora.r"),
+        (run_spec(lora={"targets": "mlp"}), "method.lora.targets"),
+        (run_spec(lora={"checkpoints": "none"}), "method.lora.checkpoints"),
+        (run_spec(activation_checkpointing=1), "method.activation_checkpointing"),
+        (run_spec(optimizer={"optimizer_type": "sgd"}), "method.optimizer.optimizer_type"),
+        (run_spec(rollout={"threshold": 0.9, "remasking": "random"}), "method.rollout"),
+        (run_spec(rollout={"remasking": "high"}), "method.rollout.remasking"),
+        ({**run_spec(), "distributed": "fsdp"}, "distributed"),
+        ({**run_spec(), "evaluation": {"answers": 0}}, "evaluation.answers"),
+        ({**run_spec(), "checkpointing": {"keep_best": 1}}, "checkpointing.keep_best"),
+        ({**run_spec(), **STOPPING, "early_stopping": {}}, "early_stopping.patience"),
+        ({**run_spec(), **STOPPING, "early_stopping": {"patience": 1, "min": 0}}, "early_stopping.min"),
+        ({**run_spec(), "sinks": [{"type": "tensorboard"}, {"type": "comet"}]}, "sinks.1.type"),
+        ({**run_spec(), "sinks": [{"type": "mlflow", "uri": "x"}]}, "sinks.0.uri"),
+        (dpo(beta=0), "method.beta"),
+        (dpo(group_size=8), "method.group_size"),
+        (dpo(mc_samples=0), "method.mc_samples"),
+        (dpo(grader=GRADER), "method"),
+        (dpo(rollout={}), "method"),
         (supervised(group_size=8), "method.group_size"),
+        (supervised(beta=0.1), "method.beta"),
         (supervised(grader=GRADER), "method"),
         (supervised(rollout={}), "method"),
     ],
@@ -119,7 +218,7 @@ def test_a_recipe_is_a_run_without_its_paths() -> None:
     spec = parse_run_spec({**run_spec(max_steps=3), "seed": 5, "evaluation": {"interval": 2}, "threads": 1})
     recipe = spec.recipe()
     assert type(recipe) is Recipe
-    assert not set(recipe.model_dump()) & {*PATHS, "threads", "device", "resume_from", "validation_data"}
+    assert not set(recipe.model_dump()) & {*PATHS, "threads", "device", "resume_from", "validation_data", "sinks"}
     assert recipe.model_dump() == {name: spec.model_dump()[name] for name in Recipe.model_fields}
     # It survives being stored as JSON.
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe

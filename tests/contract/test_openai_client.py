@@ -74,6 +74,23 @@ def test_a_job_from_creation_to_success(service: Any, client: Any, training_file
     assert list(client.fine_tuning.jobs.list(metadata={"a": "c"})) == []
 
 
+def test_a_preference_job(service: Any, client: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(service.preferences())
+    file_id = client.files.create(file=path, purpose="fine-tune").id
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2, "batch_size": "auto"}}}
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=file_id, method=method)
+    job = client.fine_tuning.jobs.retrieve(job.id)
+    assert job.method.type == "dpo"
+    hyperparameters = job.method.dpo.hyperparameters
+    assert (hyperparameters.beta, hyperparameters.batch_size, hyperparameters.n_epochs) == (0.2, 8, 2)
+    assert hyperparameters.learning_rate_multiplier == 1
+    method["dpo"]["hyperparameters"]["lora"] = {"rang": 4}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(model="tiny", training_file=file_id, method=method)
+    assert (caught.value.code, caught.value.param) == ("unknown_parameter", "method.dpo.hyperparameters.lora.rang")
+
+
 def test_wishes_have_empty_bodies(service: Any, client: Any, training_file: str) -> None:
     method = service.body()["method"]
     job = client.fine_tuning.jobs.create(model="tiny", training_file=training_file, method=method)
