@@ -22,4 +22,4 @@ class Samples:
 
     def elbo(self, log_probs: Tensor) -> Tensor:
         """The terms ell_j (..., n), float32, of log-probabilities (..., n, L)."""
-        return log_probs.float().sum(-1) * self.weights * self.scale
+        return log_probs.float().masked_fill(~self.masks, 0.0).sum(-1) * self.weights * self.scale
