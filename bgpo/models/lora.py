@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +27,7 @@ from bgpo.spec import LoraSpec
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+LoraTargets = Literal["all", "attention"]
 ADAPTER_DIR = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -68,12 +69,16 @@ def peft_config(model: Network, spec: LoraSpec) -> LoraConfig:
     )
 
 
-def target_pattern(model: Network, targets: str) -> str:
+def adapted_layers(model: Network, targets: LoraTargets) -> tuple[str, ...]:
+    """The layers of a block that get an adapter, by the last part of their names."""
+    return model.attention_layers + (model.feed_forward_layers if targets == "all" else ())
+
+
+def target_pattern(model: Network, targets: LoraTargets) -> str:
     """Regular expression of the adapted layers' full names: PEFT's list form would also match a head of that name."""
-    layers = model.attention_layers + (model.feed_forward_layers if targets == "all" else ())
     first = next(name for name, module in model.named_modules() if module is model.blocks[0])
     container = first.rpartition(".")[0]
-    return rf"{re.escape(container)}\.\d+\.(?:\w+\.)?(?:{'|'.join(layers)})"
+    return rf"{re.escape(container)}\.\d+\.(?:\w+\.)?(?:{'|'.join(adapted_layers(model, targets))})"
 
 
 def adapter_layers(model: nn.Module) -> Iterator[Any]:
@@ -149,16 +154,17 @@ def read_spec(directory: Path, model: Network) -> LoraSpec:
     path = directory / ADAPTER_CONFIG
     try:
         config = json.loads(path.read_text("utf-8"))
-        rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
-        kind, rest = config["peft_type"], {key: config.get(key) for key in ("use_dora", "use_rslora", "rank_pattern")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        kind, targets = config["peft_type"], config["target_modules"]
+        spec = LoraSpec(rank=config["r"], alpha=float(config["lora_alpha"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read as the configuration of a LoRA adapter: {error!r}") from error
-    if kind != "LORA" or any(rest.values()) or config.get("alpha_pattern"):
+    variants = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    if kind != "LORA" or any(config.get(key) for key in variants):
         raise ModelError(f"{path}: only plain LoRA adapters are supported")
-    for choice in ("all", "attention"):
-        wanted = model.attention_layers + (model.feed_forward_layers if choice == "all" else ())
-        if targets == target_pattern(model, choice) or (isinstance(targets, list) and set(targets) == set(wanted)):
-            return LoraSpec.model_validate({"rank": rank, "alpha": float(alpha), "targets": choice})
+    for choice in get_args(LoraTargets):
+        named = set(targets) if isinstance(targets, list) else targets
+        if named in (target_pattern(model, choice), set(adapted_layers(model, choice))):
+            return spec.model_copy(update={"targets": choice})
     raise ModelError(f"{path}: target_modules {targets!r} fit no choice of `lora.targets` for {model.family}")
 
 

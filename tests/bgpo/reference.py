@@ -1,6 +1,7 @@
-"""LLaDA's published algorithms written a second time, for comparison: plain numpy in float64, one row, no batching.
+"""Published algorithms written a second time, for comparison: plain numpy in float64, one row, no batching.
 
-From the description in arXiv 2502.09992 and its reference code, not from `bgpo`: the network, the sampler, the ELBO.
+From the descriptions of LLaDA (arXiv 2502.09992) and Dream (arXiv 2508.15487) and their reference code, not from
+`bgpo`: the networks, the sampler, the ELBO.
 """
 
 from __future__ import annotations
@@ -61,6 +62,42 @@ def llada_logits(weights: Mapping[str, Array], config: Mapping[str, Any], tokens
         x = x + (gate / (1 + np.exp(-gate)) * (h @ block("up_proj").T)) @ block("ff_out").T
     head_weight = weight("wte") if config["weight_tying"] else weight("ff_out")
     return rms_norm(x, weight("ln_f"), eps) @ head_weight.T
+
+
+def dream_logits(weights: Mapping[str, Array], config: Mapping[str, Any], tokens: Sequence[int]) -> Array:
+    """Logits (T, V) of one row, from published weight names and config keys; row j predicts position j.
+
+    A Qwen2 network without causal mask; as in Dream's sampler, output j - 1 serves position j and output 0 also its own.
+    """
+
+    def weight(name: str) -> Array:
+        return np.asarray(weights[name], dtype=np.float64)
+
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    width = config["hidden_size"] // heads
+    eps, theta = config["rms_norm_eps"], config["rope_theta"]
+    x = weight("model.embed_tokens.weight")[list(tokens)]
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        h = rms_norm(x, weight(at + "input_layernorm.weight"), eps)
+        q, k, v = (
+            h @ weight(f"{at}self_attn.{name}_proj.weight").T + weight(f"{at}self_attn.{name}_proj.bias")
+            for name in "qkv"
+        )
+        mixed = []
+        for head in range(heads):
+            own = slice(head * width, (head + 1) * width)
+            group = head * groups // heads
+            shared = slice(group * width, (group + 1) * width)
+            mixed.append(attention(rotate(q[:, own], theta), rotate(k[:, shared], theta), v[:, shared]))
+        x = x + np.concatenate(mixed, axis=1) @ weight(at + "self_attn.o_proj.weight").T
+        h = rms_norm(x, weight(at + "post_attention_layernorm.weight"), eps)
+        gate = h @ weight(at + "mlp.gate_proj.weight").T
+        gated = gate / (1 + np.exp(-gate)) * (h @ weight(at + "mlp.up_proj.weight").T)
+        x = x + gated @ weight(at + "mlp.down_proj.weight").T
+    head_name = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
+    logits: Array = rms_norm(x, weight("model.norm.weight"), eps) @ weight(head_name).T
+    return np.concatenate([logits[:1], logits[:-1]])
 
 
 Predict = Callable[[Sequence[int]], Array]
