@@ -78,6 +78,8 @@ class Supervisor:
             self._workdir.remove()
 
     def _attempt(self) -> Outcome:
+        if self._claim.trained:  # it only did not live to say so, and a run that stopped early must not train on
+            return Outcome(State.SUCCEEDED)
         try:
             self._workdir.create()
             self._workdir.prepare(self._context.database, self._context.store)

@@ -37,6 +37,8 @@ class Claim:
     last_step: int
     total_steps: int
     attempts_left: int
+    trained: bool
+    """An earlier attempt has published the final checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def claim(session: Session, job_id: str, worker_id: str, lease_s: float) -> Clai
         last_step=job.last_step,
         total_steps=job.total_steps,
         attempts_left=job.attempts_left,
+        trained=job.final_checkpoint_id is not None,
     )
 
 

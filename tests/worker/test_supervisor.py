@@ -99,6 +99,28 @@ def test_a_killed_trainer_continues_from_its_last_checkpoint(
     assert [(point.step, point.epoch) for point in series] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2), (6, 2)]
 
 
+@pytest.mark.parametrize("step", [4, 6], ids=["stopped-early", "last-step"])
+def test_a_worker_lost_after_the_final_checkpoint_has_finished_the_job(
+    db: Database, make_job: MakeJob, get_job: GetJob, with_trainer: WithTrainer, tmp_path: Path, step: int
+) -> None:
+    job_id = make_job()
+    worker = with_trainer("3")  # a trainer would fail the job
+    with db.transaction() as session:
+        claim = jobs.claim(session, job_id, "lost", 60)
+    assert claim is not None
+    assert not claim.trained
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    manifest = worker.store.publish_directory(tmp_path / "model", f"checkpoints/{job_id}/1/step-{step}")
+    with db.transaction() as session:
+        checkpoints.insert(session, job_id, 1, step, f"checkpoints/{job_id}/1/step-{step}", manifest, True, {})
+        jobs.hand_back(session, job_id, 1, spend_attempt=True, reason="the worker was lost")
+    run_job(worker, job_id)
+    job = get_job(job_id)
+    assert (job.state, job.epoch, job.error_code) == ("succeeded", 2, None)
+    assert messages(db, job_id)[-1] == "The job has successfully completed"
+
+
 def test_a_trainer_that_always_dies_fails_the_job_with_its_last_words(
     db: Database, make_job: MakeJob, get_job: GetJob, set_job: Callable[..., None], with_trainer: WithTrainer
 ) -> None:
