@@ -1,15 +1,23 @@
-"""Rollout sampling: LLaDA's block-wise semi-autoregressive decoding with low-confidence remasking.
+"""Rollout sampling: LLaDA's block-wise semi-autoregressive decoding, with several ways to choose what is kept.
 
 The canvas is the prompt followed by G mask tokens, decoded block by block from the left. Each step predicts every
 masked position of the current block and commits the most confident predictions, an equal share a step; with a
-threshold also every other one as confident as that, so that a block may need fewer steps. Confidence is the softmax
-probability of the drawn token under the noise-free logits (LLaDA, arXiv 2502.09992, Appendix A; its reference code
-defines the order of operations, and at temperature 0 the tokens are the same).
+threshold also every other one as confident as that, so that a block may need fewer steps. The share and the order of
+operations are those of LLaDA's reference code (arXiv 2502.09992, Appendix A), and at temperature 0 its tokens.
+Confidence (`remasking`; None is the model family's own) is one of
 
-What differs from the reference, without changing what is decoded: the head runs only at masked positions of the
+* `low_confidence`, LLaDA's: the softmax probability of the drawn token under the noise-free logits;
+* `entropy`, Dream's (arXiv 2508.15487): the negative entropy of the distribution that the token is drawn from;
+* `random`: a random number.
+
+A threshold is a probability and goes with `low_confidence`, whatever the family's own.
+
+What differs from LLaDA's reference, without changing what is decoded: the head runs only at masked positions of the
 current block; rows whose end token is committed with everything before it decided leave the batch; Gumbel noise is
 double precision and drawn from counter-based streams, so a row's tokens do not depend on the batch around it; the
-mask token itself is never drawn (the reference can leave masks in its output).
+mask token itself is never drawn (the reference can leave masks in its output). Dream's own loop has no blocks, which
+is `block_length` = `max_completion_length` here, and its time schedule makes nearly equal shares. Not offered: top-p
+and top-k truncation, random order by a temperature of its own.
 
 Shapes: B rows, P prompt length, G response canvas, K block length, M masked positions, V vocabulary.
 """
@@ -142,7 +150,8 @@ def _step(state: _Decoding, span: slice, quota: int, spec: RolloutSpec, noise_R:
     if remasking == "low_confidence":
         confidence_M = log_probs_MV.gather(-1, drawn_M[:, None])[:, 0].double()
     elif remasking == "entropy":
-        confidence_M = (log_probs_MV.exp() * log_probs_MV).sum(-1).double()
+        drawn_from_MV = (logits_MV / temperature).log_softmax(-1) if temperature > 0 else log_probs_MV
+        confidence_M = (drawn_from_MV.exp() * drawn_from_MV).sum(-1).double()
     else:
         confidence_M = uniform(substreams(keys_M, 1), 1)[:, 0].log()
     score_RK = torch.full(masked_RK.shape, -torch.inf, dtype=torch.float64, device=logits_MV.device)

@@ -48,11 +48,11 @@ def prompts_of(*lengths: int, vocabulary: int = 6) -> list[list[int]]:
 class ShiftedMask(LLaDAModel):
     """A network that loves the mask token (a positive shift of its logit) or hates it (a negative one)."""
 
-    shift = 0.0
+    mask_bias = 0.0
 
     def logits(self, hidden_MD: Tensor) -> Tensor:
         scores = super().logits(hidden_MD)
-        scores[:, self.config.mask_token_id] += self.shift
+        scores[:, self.config.mask_token_id] += self.mask_bias
         return scores
 
 
@@ -60,7 +60,7 @@ def shift_mask(policy: Policy, shift: float) -> tuple[Policy, Predict]:
     """The policy with its mask logit shifted, and the numpy network with the same shift."""
     model = ShiftedMask(policy.model.config).eval()
     model.load_state_dict(policy.model.state_dict())
-    model.shift = shift
+    model.mask_bias = shift
     policy.model = model
     predict = predictor(policy)
     row = shift * np.eye(model.config.embedding_size)[policy.mask_id]
@@ -106,6 +106,39 @@ def test_greedy_decoding_of_a_larger_vocabulary_equals_the_published_algorithm()
         assert response == until_end(published, (48,))
 
 
+def decode_by_entropy(predict: Predict, prompt: Sequence[int], length: int, block: int, steps: int) -> list[int]:
+    """Greedy decoding in plain loops that commits the positions of least entropy, an equal share a step."""
+    canvas = [*prompt, *[MASK] * length]
+    blocks = length // block
+    for first in range(len(prompt), len(canvas), block):
+        share, rest = divmod(block, steps // blocks)
+        for step in range(steps // blocks):
+            logits = predict(canvas)
+            masked = [p for p in range(first, first + block) if canvas[p] == MASK]
+            for position in sorted(masked, key=lambda p: entropy_of(logits[p]))[: share + (step < rest)]:
+                canvas[position] = int(logits[position].argmax())
+    return canvas[len(prompt) :]
+
+
+@pytest.mark.parametrize(("length", "block", "steps"), [(8, 8, 8), (12, 6, 6), (9, 9, 4)])
+def test_decoding_by_entropy_equals_plain_loops(length: int, block: int, steps: int) -> None:
+    """Asked for by name, and as the family's own; not what low confidence decodes."""
+    differs = 0
+    for seed in range(4):
+        policy, predict = shift_mask(tiny_policy(seed=seed, std=0.4), -40)
+        prompts, spec = prompts_of(3, 1, 6), rollout(length, block, steps)
+        by_confidence = responses(run(policy, prompts, spec, 0.0))
+        found = responses(run(policy, prompts, rollout(length, block, steps, remasking="entropy"), 0.0))
+        for prompt, response in zip(prompts, found, strict=True):
+            assert response == until_end(decode_by_entropy(predict, prompt, length, block, steps))
+        policy.remasking = "entropy"
+        assert responses(run(policy, prompts, spec, 0.0)) == found
+        by_name = rollout(length, block, steps, remasking="low_confidence")
+        assert responses(run(policy, prompts, by_name, 0.0)) == by_confidence
+        differs += found != by_confidence
+    assert differs
+
+
 def chi_square(observed: Mapping[object, int], law: Mapping[object, float], total: int) -> float:
     """p-value; outcomes expected fewer than 5 times are counted together."""
     assert sum(law.values()) == pytest.approx(1)
@@ -127,6 +160,11 @@ def suppressed(logits: Array, temperature: float) -> Array:
     return law
 
 
+def entropy_of(logits: Array) -> float:
+    p = softmax(logits)
+    return float(-(p * np.log(p)).sum())
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_the_first_token_has_the_softmax_law(temperature: float) -> None:
     draws = 20_000
@@ -140,12 +178,13 @@ def test_the_first_token_has_the_softmax_law(temperature: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "remasking"), [(1.0, "low_confidence"), (0.7, "low_confidence"), (1.0, "random")]
+    ("temperature", "remasking"),
+    [(1.0, "low_confidence"), (0.7, "low_confidence"), (1.0, "random"), (1.0, "entropy"), (0.4, "entropy")],
 )
 def test_two_tokens_have_the_joint_law_of_the_algorithm(temperature: float, remasking: str) -> None:
     """Both positions are drawn, the more confident one stays, the other is drawn again given it: enumerated exactly."""
     draws = 20_000
-    policy = tiny_policy(seed=2, std=0.4)
+    policy = tiny_policy(seed=2 if remasking != "entropy" else 3, std=0.4)
     predict, prompt = predictor(policy), [1, 4]
     blank = predict([*prompt, MASK, MASK])[2:]
     first_law = [suppressed(logits, temperature) for logits in blank]
@@ -155,7 +194,11 @@ def test_two_tokens_have_the_joint_law_of_the_algorithm(temperature: float, rema
     law: Counter[tuple[int, ...]] = Counter()
     for a, b in itertools.product(range(MASK), repeat=2):
         drawn = first_law[0][a] * first_law[1][b]
-        left = float(confidence[0, a] > confidence[1, b]) if remasking == "low_confidence" else 0.5
+        left = 0.5
+        if remasking == "low_confidence":
+            left = float(confidence[0, a] > confidence[1, b])
+        elif remasking == "entropy":  # of the distribution drawn from, whichever tokens were drawn
+            left = float(entropy_of(blank[0] / temperature) < entropy_of(blank[1] / temperature))
         for c in range(MASK):
             law[tuple(until_end((a, c)))] += drawn * left * given_left[a][c]
             law[tuple(until_end((c, b)))] += drawn * (1 - left) * given_right[b][c]
@@ -164,7 +207,11 @@ def test_two_tokens_have_the_joint_law_of_the_algorithm(temperature: float, rema
     assert chi_square(observed, law, draws) > 0.01
 
 
-@pytest.mark.parametrize("fields", [{}, {"remasking": "random"}, {"threshold": 0.6}, {"threshold": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"remasking": "random"}, {"remasking": "entropy"}, {"threshold": 0.6}, {"threshold": 1.0}],
+    ids=str,
+)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [2, 6, 12])
 def test_the_mask_token_is_never_left_or_emitted(steps: int, temperature: float, fields: dict[str, object]) -> None:
@@ -200,7 +247,7 @@ def test_finished_rows_cost_nothing() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("fields", [{}, {"threshold": 0.4}, {"remasking": "random"}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"threshold": 0.4}, {"remasking": "random"}, {"remasking": "entropy"}], ids=str)
 def test_a_row_does_not_depend_on_the_batch_around_it(temperature: float, fields: dict[str, object]) -> None:
     """Prompts of several lengths together (left padding) and each alone: the same tokens and entropy."""
     policy = tiny_policy(seed=8, std=0.3)
@@ -247,6 +294,7 @@ def test_threshold_decoding_commits_all_confident_tokens(threshold: float) -> No
     for seed in range(3):
         policy, predict = shift_mask(tiny_policy(seed=seed, std=0.4), -40)
         prompts = prompts_of(2, 5)
+        policy.remasking = "entropy"  # a threshold is a probability, whatever the family's own confidence
         found = run(policy, prompts, rollout(12, 6, 12, threshold=threshold), 0.0)
         for prompt, response in zip(prompts, responses(found), strict=True):
             assert response == until_end(confident_steps(predict, prompt, 12, 6, threshold))
@@ -269,8 +317,7 @@ def test_entropy_is_that_of_the_predictive_distribution_at_commitment() -> None:
     found = run(policy, [prompt], rollout(5, 1, 5), 1.0)
     response, entropies = responses(found)[0], []
     for i in range(len(response)):
-        p = softmax(predict([*prompt, *response[:i], *[MASK] * (5 - i)])[len(prompt) + i])
-        entropies.append(-(p * np.log(p)).sum())
+        entropies.append(entropy_of(predict([*prompt, *response[:i], *[MASK] * (5 - i)])[len(prompt) + i]))
     assert float(found.entropy_B[0]) == pytest.approx(np.mean(entropies), rel=1e-4)
 
 
