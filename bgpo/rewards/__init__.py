@@ -10,15 +10,20 @@ file here, and one case in `compile_grader`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, assert_never
 
+from bgpo.rewards.code import CodeGrader
 from bgpo.rewards.countdown import CountdownGrader
 from bgpo.rewards.grade import Grade, GradeErrorInfo, GradeErrorKind, Grader, Sample
+from bgpo.rewards.math import MathGrader
 from bgpo.rewards.multi import MultiGrader
 from bgpo.rewards.spec import (
     AnyGraderSpec,
+    CodeSpec,
     CountdownSpec,
     GraderSpec,
+    MathSpec,
     MultiSpec,
     StringCheckSpec,
     SudokuSpec,
@@ -41,7 +46,11 @@ __all__ = [
 
 
 def compile_grader(spec: AnyGraderSpec | Mapping[str, Any]) -> Grader:
-    """Make a grader from its specification or wire form. Raises SpecError for a wire form that does not validate."""
+    """Make a grader from its specification or wire form.
+
+    Raises:
+        SpecError: a wire form that does not validate, or a grader that this machine may not run.
+    """
     if isinstance(spec, Mapping):
         spec = parse_grader_spec(spec)
     match spec:
@@ -51,6 +60,10 @@ def compile_grader(spec: AnyGraderSpec | Mapping[str, Any]) -> Grader:
             return SudokuGrader(spec)
         case CountdownSpec():
             return CountdownGrader(spec)
+        case MathSpec():
+            return MathGrader(spec)
+        case CodeSpec():
+            return CodeGrader(spec)
         case MultiSpec():
             graders = {key: compile_grader(sub) for key, sub in spec.graders.items()}
             return MultiGrader(spec.name, graders, spec.calculate_output)
@@ -59,5 +72,13 @@ def compile_grader(spec: AnyGraderSpec | Mapping[str, Any]) -> Grader:
 
 
 def grade_batch(grader: Grader, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]:
-    """Grade samples against their rows, in order. Raises ValueError when the lengths differ."""
-    return [grader.grade(sample, item) for sample, item in zip(samples, items, strict=True)]
+    """Grade samples against their rows, in order, as many at a time as the grader allows.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    pairs = list(zip(samples, items, strict=True))
+    if grader.concurrency == 1 or len(pairs) < 2:
+        return [grader.grade(*pair) for pair in pairs]
+    with ThreadPoolExecutor(grader.concurrency) as executor:
+        return list(executor.map(lambda pair: grader.grade(*pair), pairs))

@@ -54,7 +54,8 @@ class GradeErrorInfo:
 class Grade:
     """One sample's reward. With `error` set, `score` is 0 and means nothing.
 
-    `sub_scores` maps grader names to scores: a single grader's own name, or the keys of a multi grader.
+    `sub_scores` maps grader names to scores: a single grader's own name, or the keys of a multi grader. `details` are
+    for people: one line for each part of what was graded, such as a test of a program.
     """
 
     score: float
@@ -62,6 +63,7 @@ class Grade:
     metrics: dict[str, float] = field(default_factory=dict)
     sub_scores: dict[str, float] = field(default_factory=dict)
     error: GradeErrorInfo | None = None
+    details: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.score):
@@ -82,6 +84,8 @@ class Grader(ABC):
     name: str
     metric_names: tuple[str, ...] = ()
     """The keys of `Grade.metrics` in every result without error."""
+    concurrency: int = 1
+    """How many samples are worth grading at a time: more than one where other processes do the work."""
 
     def grade(self, sample: Sample, item: Mapping[str, Any]) -> Grade:
         """Grade one sample against its dataset row; never raises for bad model output or a bad item."""

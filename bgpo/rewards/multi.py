@@ -20,6 +20,7 @@ class MultiGrader(Grader):
     def __init__(self, name: str, graders: Mapping[str, Grader], calculate_output: str) -> None:
         self.name = name
         self._graders = dict(graders)
+        self.concurrency = max(grader.concurrency for grader in graders.values())
         self._formula = compile_formula(calculate_output, self._graders)
         owners = Counter(metric for grader in graders.values() for metric in grader.metric_names)
         self._renamed = {
@@ -45,7 +46,8 @@ class MultiGrader(Grader):
             except FormulaError as fault:
                 error = GradeErrorInfo("formula_parse_error", f"calculate_output: {fault}")
         solved = error is None and all(grade.solved for grade in grades.values())
-        return Grade(score, solved=solved, metrics=metrics, sub_scores=scores, error=error)
+        details = tuple(f"{key}: {line}" for key, grade in grades.items() for line in grade.details)
+        return Grade(score, solved=solved, metrics=metrics, sub_scores=scores, error=error, details=details)
 
 
 def _first_error(grades: Mapping[str, Grade]) -> GradeErrorInfo | None:

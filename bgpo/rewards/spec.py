@@ -1,8 +1,9 @@
 """Grader specifications: the wire form of a reward definition, as strict, torch-free pydantic models.
 
-`string_check` and `multi` are OpenAI's; `sudoku` and `countdown` are ours. Template and formula syntax is checked at
-construction, so a specification that exists compiles (`bgpo.rewards.compile_grader`). A new grader type is one class
-here, added to `SingleGraderSpec`, and one line in the registry of `bgpo.rewards`.
+`string_check` and `multi` are OpenAI's; `sudoku`, `countdown`, `math` and `code` are ours. Template and formula syntax
+is checked at construction, so a specification that exists compiles (`bgpo.rewards.compile_grader`), but for `code` that
+the operator has not allowed. A new grader type is one class here, added to `SingleGraderSpec`, and one line in the
+registry of `bgpo.rewards`.
 """
 
 from __future__ import annotations
@@ -77,7 +78,42 @@ class CountdownSpec(_GraderSpec):
     input: TemplateText = "{{ sample.output_text }}"
 
 
-SingleGraderSpec = Annotated[StringCheckSpec | SudokuSpec | CountdownSpec, Field(discriminator="type")]
+class MathSpec(_GraderSpec):
+    """1 when the final answer in `input` equals `reference` (numbers exactly, formulas by math-verify), else 0."""
+
+    type: Literal["math"] = "math"
+    name: GraderName
+    reference: TemplateText = Field(
+        "{{ item.answer }}", description="The bare answer, or a solution with \\boxed{} or ####."
+    )
+    input: TemplateText = "{{ sample.output_text }}"
+    answer: Literal["any", "boxed"] = Field(
+        "any", description="boxed: only \\boxed{} is an answer; any: else an <answer> tag, else the last number."
+    )
+
+
+class CodeSpec(_GraderSpec):
+    """Runs the program in `input` against tests; the operator must allow it, see docs/rewards.md."""
+
+    type: Literal["code"] = "code"
+    name: GraderName
+    tests: TemplateText = Field(
+        "{{ item.tests }}",
+        description='JSON list of test sources ("assert f(1) == 2") or of {"input": stdin, "output": stdout}.',
+    )
+    prefix: TemplateText | None = Field(None, description="Source put before the program, such as its imports.")
+    entry_point: TemplateText | None = Field(
+        None, description="Name of the tested function; needed only where it is also a builtin's, such as sum."
+    )
+    input: TemplateText = "{{ sample.output_text }}"
+    reward: Literal["all", "fraction"] = Field("all", description="all: 1 when every test passes; fraction: share.")
+    timeout_seconds: float = Field(10.0, gt=0, le=120, description="Wall and processor time of each test.")
+    memory_mb: int = Field(512, ge=64, le=8192, description="Address space of each test's processes.")
+
+
+SingleGraderSpec = Annotated[
+    StringCheckSpec | SudokuSpec | CountdownSpec | MathSpec | CodeSpec, Field(discriminator="type")
+]
 
 
 class MultiSpec(_GraderSpec):
@@ -104,8 +140,10 @@ class MultiSpec(_GraderSpec):
         return text
 
 
-GraderSpec = Annotated[StringCheckSpec | SudokuSpec | CountdownSpec | MultiSpec, Field(discriminator="type")]
-AnyGraderSpec = StringCheckSpec | SudokuSpec | CountdownSpec | MultiSpec
+GraderSpec = Annotated[
+    StringCheckSpec | SudokuSpec | CountdownSpec | MathSpec | CodeSpec | MultiSpec, Field(discriminator="type")
+]
+AnyGraderSpec = StringCheckSpec | SudokuSpec | CountdownSpec | MathSpec | CodeSpec | MultiSpec
 
 _ADAPTER: TypeAdapter[AnyGraderSpec] = TypeAdapter(GraderSpec)
 

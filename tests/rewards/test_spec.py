@@ -22,6 +22,8 @@ CHECK = {
 }
 SUDOKU = {"type": "sudoku", "name": "grid"}
 COUNTDOWN = {"type": "countdown", "name": "reach"}
+MATH = {"type": "math", "name": "answer"}
+CODE = {"type": "code", "name": "program", "reward": "fraction", "timeout_seconds": 5.0}
 MULTI = {
     "type": "multi",
     "name": "both",
@@ -30,7 +32,7 @@ MULTI = {
 }
 
 
-@pytest.mark.parametrize("wire", [CHECK, SUDOKU, COUNTDOWN, MULTI], ids=lambda wire: wire["type"])
+@pytest.mark.parametrize("wire", [CHECK, SUDOKU, COUNTDOWN, MATH, CODE, MULTI], ids=lambda wire: wire["type"])
 def test_round_trip_keeps_the_wire_form(wire: dict[str, Any]) -> None:
     spec = parse_grader_spec(wire)
     text = spec.model_dump_json(exclude_unset=True)
@@ -45,6 +47,8 @@ def test_defaults_read_the_usual_fields() -> None:
     assert sudoku["input"] == "{{ sample.output_text }}"
     countdown = parse_grader_spec(COUNTDOWN).model_dump()
     assert (countdown["numbers"], countdown["target"]) == ("{{ item.numbers }}", "{{ item.target }}")
+    assert parse_grader_spec(MATH).model_dump()["reference"] == "{{ item.answer }}"
+    assert parse_grader_spec(CODE).model_dump()["tests"] == "{{ item.tests }}"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,9 @@ def test_defaults_read_the_usual_fields() -> None:
         ({**SUDOKU, "reward": "all"}, "reward", "'solved', 'cell_accuracy'"),
         ({**SUDOKU, "solution": "{{ nope }}"}, "solution", "must start with"),
         ({**COUNTDOWN, "target": 24}, "target", "string"),
+        ({**MATH, "answer": "last"}, "answer", "'any' or 'boxed'"),
+        ({**CODE, "timeout_seconds": 0.0}, "timeout_seconds", "greater than 0"),
+        ({**CODE, "memory_mb": 1}, "memory_mb", "greater than or equal to 64"),
         ({**MULTI, "graders": {}}, "graders", "at least 1"),
         ({**MULTI, "graders": [CHECK]}, "graders", "dictionary"),
         ({**MULTI, "graders": {"a b": CHECK}}, "graders", "'a b'"),

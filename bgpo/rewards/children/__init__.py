@@ -1,0 +1,1 @@
+"""Scripts that graders start as processes of their own; nothing else lies here, for the folder is on their path."""
