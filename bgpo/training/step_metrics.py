@@ -104,10 +104,7 @@ class Update:
 
 def update_metrics(updates: Sequence[Update], mini_batches: int, *, kl: bool) -> dict[str, float]:
     """What the policy update did; only counts when no mini-batch had signal."""
-    metrics = {
-        "mini_batches_without_signal": float(mini_batches - len(updates)),
-        "non_finite_updates": float(sum(not math.isfinite(update.norm) for update in updates)),
-    }
+    metrics = {"mini_batches_without_signal": float(mini_batches - len(updates))}
     norms = [update.norm for update in updates if math.isfinite(update.norm)]
     if norms:
         metrics["grad_norm"] = max(norms)

@@ -64,3 +64,17 @@ def test_z_scores_are_those_of_the_standard_library(rewards: list[int]) -> None:
     assert zero == (std == 0)
     expected = [0.0 if zero else (r - statistics.mean(rewards)) / std for r in rewards]
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(-1000, 1000), st.booleans()), min_size=2, max_size=16))
+def test_leave_one_out_compares_with_the_mean_of_the_others(responses: list[tuple[int, bool]]) -> None:
+    (found,), (zero,) = advantages(
+        [[float(reward) for reward, _ in responses]], [[valid for _, valid in responses]], mode="leave_one_out"
+    )
+    graded = [reward for reward, valid in responses if valid]
+    assert zero == (len(set(graded)) < 2)
+    for index, (reward, valid) in enumerate(responses):
+        others = [r for i, (r, ok) in enumerate(responses) if ok and i != index]
+        expected = reward - statistics.mean(others) if valid and not zero else 0.0
+        assert found[index] == pytest.approx(expected, rel=1e-6, abs=1e-6)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import statistics
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,80 +17,34 @@ from bgpo.diffusion.rng import Purpose, stream_keys
 from bgpo.diffusion.sampler import sample
 from bgpo.errors import GraderError
 from bgpo.models import Policy
-from bgpo.records import Record, RecordWriter, SampleRecord, parse_record
-from bgpo.spec import Reinforcement, RunSpec, parse_run_spec
-from bgpo.training.cluster import Cluster
+from bgpo.records import Record, SampleRecord
+from bgpo.spec import Reinforcement, RunSpec
 from bgpo.training.data import Row, batch_indices
-from bgpo.training.optimizer import Optimizer
-from bgpo.training.reinforcement import ReinforcementTrainer
-from bgpo.training.reporter import Reporter, Stopwatch
-
-GRADER = {
-    "type": "string_check",
-    "name": "g",
-    "input": "{{ sample.output_text }}",
-    "reference": "{{ item.answer }}",
-    "operation": "like",
-}
-LENGTH, GROUP, PROMPTS, SAMPLES = 8, 4, 4, 3
-STEP = 2
-RATE, EPSILON, CLIP = 0.01, 1e-3, 0.5
-
-
-def run_spec(**method: Any) -> RunSpec:
-    rollout = {"max_completion_length": LENGTH, "block_length": 4, "diffusion_steps": 4, "temperature": 1.0}
-    settings = {
-        "type": "reinforcement",
-        "grader": GRADER,
-        "rollout": rollout,
-        "optimizer": {"learning_rate": RATE, "epsilon": EPSILON, "max_grad_norm": CLIP},
-        "batch_size": PROMPTS,
-        "group_size": GROUP,
-        "mc_samples": SAMPLES,
-        "micro_batch": 5,
-        **method,
-    }
-    paths = {"model": "m", "train_data": "t", "output_dir": "o"}
-    return parse_run_spec({**paths, "seed": 6, "method": settings, "sample_log": 2})
-
-
-def rows_of(policy: Policy, count: int = 8) -> list[Row]:
-    items: list[dict[str, Any]] = [
-        {"messages": [{"role": "user", "content": "?" * (i % 3)}], "answer": "aioe"[i % 4]} for i in range(count)
-    ]
-    return [Row(item, policy.encode_prompt(item["messages"]), []) for item in items]
-
-
-class Harness:
-    """A trainer whose records go to a file."""
-
-    def __init__(self, policy: Policy, rows: list[Row], spec: RunSpec, path: Path) -> None:
-        assert isinstance(spec.method, Reinforcement)
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        self.path = path
-        optimizer = Optimizer(policy.model, spec.method.optimizer, 100)
-        reporter = Reporter(RecordWriter(self.descriptor), 100)
-        self.trainer = ReinforcementTrainer(policy, optimizer, rows, spec, spec.method, reporter, Cluster())
-
-    def step(self) -> dict[str, float]:
-        return self.trainer.step(STEP, Stopwatch())
-
-    def records(self) -> list[Record]:
-        return [parse_record(line) for line in self.path.read_bytes().splitlines()]
+from bgpo.training.groups import further_rows
+from tests.bgpo.training.harness import (
+    CLIP,
+    EPSILON,
+    GROUP,
+    LENGTH,
+    PROMPTS,
+    RATE,
+    SAMPLES,
+    STEP,
+    Harness,
+    rows_of,
+    run_spec,
+)
 
 
 @pytest.fixture
-def step(tmp_path: Path) -> Iterator[Any]:
+def step(start: Callable[..., Harness]) -> Any:
     """Runs step 2 of a trainer; gives its metrics and records."""
-    made: list[Harness] = []
 
     def run(policy: Policy, rows: list[Row], spec: RunSpec) -> tuple[dict[str, float], list[Record]]:
-        made.append(Harness(policy, rows, spec, tmp_path / f"{len(made)}.jsonl"))
-        return made[-1].step(), made[-1].records()
+        harness = start(policy, rows, spec)
+        return harness.step(), harness.records()
 
-    yield run
-    for harness in made:
-        os.close(harness.descriptor)
+    return run
 
 
 class PlainResponse:
@@ -131,26 +83,34 @@ def algorithm_1(
 ) -> tuple[list[PlainResponse], list[float], list[float]]:
     """The whole step by hand: rollout, reward, advantage, an update for each mini-batch.
 
-    Returns the responses, and loss and gradient norm of each update.
+    Returns all responses, and loss and gradient norm of each update.
     """
-    picked = batch_indices(6, len(rows), PROMPTS, STEP)
-    responses = [
-        PlainResponse(policy, rows[index], spec, slot, number)
-        for slot, index in enumerate(picked)
-        for number in range(GROUP)
-    ]
-    for slot in range(PROMPTS):
-        group = [r for r in responses if r.slot == slot]
+    groups: list[list[PlainResponse]] = []
+
+    def roll_out(slot: int, index: int) -> None:
+        group = [PlainResponse(policy, rows[index], spec, slot, number) for number in range(GROUP)]
         mean, std = statistics.mean(r.reward for r in group), statistics.pstdev(r.reward for r in group)
         for r in group:
             r.advantage = (r.reward - mean) / std if std else 0.0
+        groups.append(group)
+
+    for slot, index in enumerate(batch_indices(6, len(rows), PROMPTS, STEP)):
+        roll_out(slot, index)
+    for number in range(1, spec.dynamic_sampling_rounds + 1):
+        missing = PROMPTS - sum(any(r.advantage for r in group) for group in groups)
+        for i, index in enumerate(further_rows(6, len(rows), PROMPTS, STEP, number)[:missing]):
+            roll_out(number * PROMPTS + i, index)
+    with_signal = [group for group in groups if any(r.advantage for r in group)]
+    without = [group for group in groups if group not in with_signal]
+    kept = sorted((with_signal + without)[:PROMPTS], key=lambda group: group[0].slot)
+    responses = [r for group in kept for r in group]
     with torch.no_grad():
         old = {id(r): r.terms(policy) for r in responses}
     adamw = torch.optim.AdamW(policy.model.parameters(), lr=RATE, eps=EPSILON, weight_decay=0.0, foreach=False)
     size = PROMPTS // spec.num_inner_updates
     losses, norms = [], []
     for first in range(0, PROMPTS, size):
-        batch = [r for r in responses if first <= r.slot < first + size]
+        batch = [r for group in kept[first : first + size] for r in group]
         if not any(r.advantage for r in batch):
             continue
         # bgpo's gradient does not need d where A >= 0; the trainer does not compute it and logs the value at d = 0.
@@ -173,7 +133,7 @@ def algorithm_1(
             assert parameter.grad is not None
             parameter.grad *= min(1.0, CLIP / norms[-1])
         adamw.step()
-    return responses, losses, norms
+    return [r for group in groups for r in group], losses, norms
 
 
 @pytest.mark.parametrize(
@@ -184,6 +144,7 @@ def algorithm_1(
         {"num_inner_updates": 4, "algorithm": "elbo_ratio"},
         {"estimator": "bernoulli", "num_inner_updates": 2},
         {"score_eos_padding": True},
+        {"dynamic_sampling_rounds": 3, "num_inner_updates": 2},
     ],
     ids=str,
 )
@@ -206,8 +167,11 @@ def test_a_step_is_algorithm_1(wordy: Policy, step: Any, fields: dict[str, Any])
     assert metrics["reward_mean"] == metrics["solved_rate"] == pytest.approx(statistics.mean(rewards))
     assert metrics["reward_std"] == pytest.approx(statistics.pstdev(rewards))
     assert metrics["response_length"] == pytest.approx(statistics.mean(r.length for r in responses))
-    silent = [slot for slot in range(PROMPTS) if not any(r.advantage for r in responses if r.slot == slot)]
-    assert metrics["frac_zero_signal_groups"] == len(silent) / PROMPTS
+    slots = {r.slot for r in responses}
+    silent = [slot for slot in slots if not any(r.advantage for r in responses if r.slot == slot)]
+    assert metrics["frac_zero_signal_groups"] == len(silent) / len(slots)
+    assert metrics["further_rounds"] == max(slots) // PROMPTS
+    assert metrics["further_rounds"] > 0 or not spec.method.dynamic_sampling_rounds, "some group has no signal"
     assert metrics["grader_errors"] == 0
     assert metrics["learning_rate"] == RATE
     assert all(math.isfinite(value) for value in metrics.values())
@@ -222,7 +186,6 @@ def test_metrics_have_the_documented_names(wordy: Policy, step: Any) -> None:
         "solved_rate",
         "loss",
         "grad_norm",
-        "non_finite_updates",
         "mini_batches_without_signal",
         "d_mean",
         "d_max",
@@ -240,7 +203,7 @@ def test_metrics_have_the_documented_names(wordy: Policy, step: Any) -> None:
     # On-policy the loss is the mean advantage, which is 0.
     assert metrics["loss"] == pytest.approx(0, abs=1e-6)
     assert metrics["elbo_mean"] < 0 < metrics["entropy"]
-    assert metrics["d_mean"] == metrics["d_max"] == metrics["clamped_fraction"] == metrics["non_finite_updates"] == 0
+    assert metrics["d_mean"] == metrics["d_max"] == metrics["clamped_fraction"] == 0
 
 
 def test_a_step_without_signal_changes_nothing(wordy: Policy, step: Any) -> None:
