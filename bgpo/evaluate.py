@@ -1,9 +1,10 @@
 """`python -m bgpo.evaluate`: measure a checkpoint the way a run does.
 
-    python -m bgpo.evaluate --model DIR --data test.jsonl --recipe recipe.json [--json OUT]
+    python -m bgpo.evaluate --model DIR --data test.jsonl --recipe recipe.json [--base DIR] [--json OUT]
 
-The recipe (`bgpo.spec.Recipe`, or a RunSpec's) gives grader, sampler and seed; with the same data the numbers equal
-those of the run's own evaluation of the same weights.
+The recipe (`bgpo.spec.Recipe`, or a RunSpec's) gives grader, sampler, answers a prompt and seed; with the same data the
+numbers equal those of the run's own evaluation of the same weights. A LoRA checkpoint is evaluated as the run did with
+the base model's directory as `--base`; without it the merged weights are, whose rounding differs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluate, print the metrics as JSON, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bgpo.evaluate", description="Evaluate a checkpoint directory.")
     parser.add_argument("--model", required=True, help="checkpoint directory")
+    parser.add_argument("--base", help="directory of the base model: evaluate the checkpoint's LoRA adapter over it")
     parser.add_argument("--data", required=True, help="JSONL file")
     parser.add_argument("--recipe", required=True, help="JSON file with the recipe of the run")
     parser.add_argument("--json", help="also write the metrics to this file")
@@ -51,13 +53,15 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, float]:
     from bgpo.models import load_policy
     from bgpo.training.data import load_rows
     from bgpo.training.evaluation import evaluate
+    from bgpo.training.start import weights_dtype
 
     keep_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if recipe.method.rollout is None:
         raise SpecError("evaluating answers needs a grader and a rollout", "method.grader")
-    policy = load_policy(arguments.model, device=arguments.device)
+    dtype = torch.float32 if arguments.base is None else weights_dtype(recipe)
+    policy = load_policy(arguments.model, dtype=dtype, device=arguments.device, base=arguments.base)
     length = recipe.method.rollout.max_completion_length
     rows = load_rows(arguments.data, policy, length, answers=False, param="data")[: recipe.evaluation.samples]
     return evaluate(policy, rows, recipe)

@@ -84,6 +84,10 @@ class CheckpointRecord(_Record):
     path: str
     final: bool
     metrics: dict[str, float]
+    best: bool = False
+    """Its evaluation was the best of the run so far."""
+    seconds: float = 0.0
+    """It took to write."""
 
 
 class LogRecord(_Record):

@@ -2,11 +2,16 @@
 
     step-000020/
         config.json, model.safetensors, tokenizer files     what `bgpo.load_policy` and the original code open
+        adapter/                                            with LoRA: the adapter in PEFT's layout
         trainer_state/optimizer.safetensors, state.json     what resuming needs
         manifest.json                                       path, bytes, sha256, kind of every other file
 
 A checkpoint appears under its name only when complete: it is written to `step-000020.tmp`, flushed to disk file by
 file, and renamed. Randomness is counter-based, so no generator state is stored.
+
+Where processes divide the optimizer's state ("fsdp2"), each writes its own slice, cut along the first dimension:
+`optimizer-00001-of-00002.safetensors`. Any number of processes can go on from either form. All of them must reach the
+same folder.
 """
 
 from __future__ import annotations
@@ -15,47 +20,75 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 import bgpo
 from bgpo.errors import ModelError
 from bgpo.models import Policy, save_policy
 from bgpo.spec import Recipe
-from bgpo.training.optimizer import Optimizer
+from bgpo.training.optimizer import DIVIDED, Optimizer
 
 STATE_DIR = "trainer_state"
+WHOLE_STATE = "optimizer.safetensors"
 MANIFEST = "manifest.json"
 
 
 def write_checkpoint(
-    root: Path, step: int, policy: Policy, optimizer: Optimizer, recipe: Recipe, metrics: dict[str, float]
+    root: Path,
+    step: int,
+    policy: Policy,
+    optimizer: Optimizer,
+    recipe: Recipe,
+    metrics: dict[str, float],
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint of a step below `root` and return its directory."""
+    """Write the checkpoint of a step below `root` and return its directory. Collective.
+
+    Args:
+        metrics: of an evaluation of these very weights, or empty.
+        extra: further entries of state.json.
+    """
+    sharing = optimizer.sharing
+    cluster = sharing.cluster
     final = root / f"step-{step:06d}"
     temporary = final.with_name(final.name + ".tmp")
-    for leftover in (temporary, final):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    save_policy(policy, temporary)
     state = temporary / STATE_DIR
-    state.mkdir()
-    save_file(optimizer.state_tensors(), state / "optimizer.safetensors")
-    summary = {
-        "step": step,
-        "metrics": metrics,
-        "recipe": recipe.model_dump(mode="json"),
-        "versions": {"bgpo": bgpo.__version__, "torch": torch.__version__},
-    }
-    (state / "state.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    (temporary / MANIFEST).write_text(json.dumps(build_manifest(temporary, step), indent=2) + "\n", "utf-8")
-    _flush(temporary)
-    temporary.rename(final)
-    _fsync(root)
+    if cluster.is_main:
+        for leftover in (temporary, final):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        save_policy(policy, temporary)
+        state.mkdir()
+    cluster.wait()
+    if sharing.sharded:
+        save_file(
+            optimizer.state_tensors(), state / f"optimizer-{cluster.rank + 1:05d}-of-{cluster.size:05d}.safetensors"
+        )
+    elif cluster.is_main:
+        save_file(optimizer.state_tensors(), state / WHOLE_STATE)
+    cluster.wait()
+    if cluster.is_main:
+        summary = {
+            "step": step,
+            "metrics": metrics,
+            **(extra or {}),
+            "recipe": recipe.model_dump(mode="json"),
+            "versions": {"bgpo": bgpo.__version__, "torch": torch.__version__},
+        }
+        (state / "state.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        (temporary / MANIFEST).write_text(json.dumps(build_manifest(temporary, step), indent=2) + "\n", "utf-8")
+        _flush(temporary)
+        temporary.rename(final)
+        _fsync(root)
+    cluster.wait()
     return final
 
 
@@ -76,10 +109,14 @@ def load_optimizer(directory: Path, optimizer: Optimizer) -> None:
     """Restore the optimizer from a checkpoint.
 
     Raises:
-        ModelError: the file is missing or damaged.
+        ModelError: a file is missing or damaged, or belongs to a run that trains other parameters.
     """
     try:
-        optimizer.load_state_tensors(load_file(directory / STATE_DIR / "optimizer.safetensors"))
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in _state_files(directory)]
+            optimizer.load_state_tensors(_StoredState(files))
+    except ValueError as error:
+        raise ModelError(f"the optimizer state in {directory} does not fit this run: {error}", "resume_from") from error
     except (OSError, SafetensorError, KeyError) as error:
         raise ModelError(f"{directory} has no readable optimizer state: {error}", "resume_from") from error
 
@@ -97,12 +134,51 @@ def build_manifest(directory: Path, step: int) -> dict[str, Any]:
     return {"step": step, "files": files}
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints below `root`."""
+def prune(root: Path, keep_last: int, best_step: int | None = None) -> None:
+    """Delete all but the newest `keep_last` checkpoints below `root`, and the best one."""
     complete = [p for p in root.glob("step-*") if p.is_dir() and p.suffix != ".tmp"]
     complete.sort(key=lambda p: (len(p.name), p.name))  # from a million on, steps have more digits
     for old in complete[:-keep_last]:
-        shutil.rmtree(old)
+        if best_step is None or old.name != f"step-{best_step:06d}":
+            shutil.rmtree(old)
+
+
+class _StoredState(Mapping[str, Tensor]):
+    """The whole state, from one file or put together from its slices, tensor by tensor as they are asked for."""
+
+    def __init__(self, files: Sequence[Any]) -> None:
+        self._files: dict[str, list[Any]] = {}
+        for file in files:
+            for name in file.keys():  # noqa: SIM118  # safetensors' files are not iterable
+                self._files.setdefault(name, []).append(file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        files = self._files[name]
+        divided = name.partition("/")[0] in DIVIDED
+        parts = [file.get_tensor(name) for file in (files if divided else files[:1])]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _slice_name(index: int, count: int) -> str:
+    return f"optimizer-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _state_files(directory: Path) -> list[Path]:
+    """The optimizer's files, in the order of the slices. Raises OSError when there are not all of them."""
+    state = directory / STATE_DIR
+    slices = sorted(state.glob("optimizer-*-of-*.safetensors"))
+    if not slices:
+        return [state / WHOLE_STATE]
+    expected = [_slice_name(index, len(slices)) for index in range(len(slices))]
+    if [path.name for path in slices] != expected:
+        raise FileNotFoundError(f"incomplete: {', '.join(path.name for path in slices)}")
+    return slices
 
 
 def _kind(name: str) -> str:
@@ -110,7 +186,7 @@ def _kind(name: str) -> str:
         return "trainer_state"
     if name.endswith((".safetensors", ".safetensors.index.json")):
         return "weights"
-    return "config" if name in ("config.json", "generation_config.json") else "tokenizer"
+    return "config" if name.endswith("config.json") and not name.startswith("tokenizer") else "tokenizer"
 
 
 def _flush(directory: Path) -> None:

@@ -32,15 +32,16 @@ class Control:
         self._checkpoint.clear()
         return requested
 
-    def listen(self, *, supervised: bool) -> None:
+    def listen(self, *, supervised: bool, commands: bool = True) -> None:
         """Install signal handlers and start reading commands.
 
         In a supervised run the end of stdin means that the parent is gone. Unsupervised, stdin is read only when it
-        is not a terminal, and its end means nothing.
+        is not a terminal, and its end means nothing. Several processes of a run may have one stdin: only the main one
+        reads `commands`.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        if supervised or not os.isatty(0):
+        if commands and (supervised or not os.isatty(0)):
             threading.Thread(target=self._read_commands, args=(supervised,), daemon=True, name="commands").start()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

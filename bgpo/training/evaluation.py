@@ -1,46 +1,68 @@
-"""Evaluation: every validation prompt answered twice, sampled at the training temperature and greedily, and graded.
+"""Evaluation: every validation prompt answered at the training temperature (once or several times) and greedily.
 
-The same sampler and grader as training. The random streams are named by (seed, row) and not by the step, so two
-evaluations of one run differ only by the policy, and a re-evaluation of a checkpoint gives the same numbers.
+The same sampler and grader as training. The random streams are named by (seed, row, answer) and not by the step, so two
+evaluations of one run differ only by the policy, and a re-evaluation of a checkpoint gives the same numbers. The
+processes of a run share the work; every one ends with the same numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from bgpo.diffusion.rng import Purpose, stream_keys
+from bgpo.diffusion.rng import Purpose, stream_keys, substreams
 from bgpo.diffusion.sampler import sample
 from bgpo.errors import SpecError
 from bgpo.models import Policy
 from bgpo.rewards import Grade, Grader, Sample, compile_grader, grade_batch
 from bgpo.spec import Recipe, RolloutSpec
+from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row
 
 
-def evaluate(policy: Policy, rows: Sequence[Row], recipe: Recipe) -> dict[str, float]:
+def evaluate(policy: Policy, rows: Sequence[Row], recipe: Recipe, cluster: Cluster | None = None) -> dict[str, float]:
     """Metrics prefixed `sampled_` and `greedy_`: solved_rate, reward_mean, grader_errors and the grader's own.
 
-    Responses that could not be graded are counted in grader_errors and left out of the means.
+    With k = `evaluation.answers` > 1 the sampled means run over all answers, and `sampled_pass_at_k` is the share of
+    prompts of which at least one answer is solved. Responses that could not be graded are counted in grader_errors and
+    left out of the means.
 
     Raises:
         SpecError: the recipe's method has no grader.
     """
-    rollout, batch_size = recipe.method.rollout, recipe.evaluation.batch_size
-    if recipe.method.grader is None or rollout is None:
-        raise SpecError("evaluating answers needs a grader and a rollout", "method.grader")
+    cluster = cluster or Cluster()
+    rollout, answers = _rollout(recipe), recipe.evaluation.answers
+    assert recipe.method.grader is not None
     grader = compile_grader(recipe.method.grader)
-    metrics: dict[str, float] = {}
-    for mode, temperature in (("sampled", rollout.temperature), ("greedy", 0.0)):
-        grades: list[Grade] = []
-        for first in range(0, len(rows), batch_size):
-            part = rows[first : first + batch_size]
-            keys = stream_keys(recipe.seed, Purpose.EVALUATION, torch.arange(first, first + len(part)))
-            with autocast(policy, recipe):
-                grades += _answer(policy, part, grader, rollout, keys, temperature)
-        metrics |= {f"{mode}_{name}": value for name, value in summarize(grades).items()}
-    return metrics
+    sampled = _grade(policy, rows, answers, grader, rollout, recipe, cluster, rollout.temperature)
+    greedy = _grade(policy, rows, 1, grader, rollout, recipe, cluster, 0.0)
+    metrics = {f"sampled_{name}": value for name, value in summarize(sampled).items()}
+    if answers > 1:
+        tried = [[g for g in sampled[i : i + answers] if g.error is None] for i in range(0, len(sampled), answers)]
+        graded = [group for group in tried if group]
+        if graded:
+            metrics["sampled_pass_at_k"] = sum(any(g.solved for g in group) for group in graded) / len(graded)
+    return metrics | {f"greedy_{name}": value for name, value in summarize(greedy).items()}
+
+
+def decode_settings(policy: Policy, recipe: Recipe, n_rows: int) -> dict[str, Any]:
+    """How `evaluate` decodes, to be stored beside its numbers.
+
+    Raises:
+        SpecError: the recipe's method has no grader.
+    """
+    rollout = _rollout(recipe)
+    remasking = rollout.remasking or ("low_confidence" if rollout.threshold is not None else policy.remasking)
+    return rollout.model_dump(mode="json") | {
+        "remasking": remasking,
+        "precision": recipe.precision,
+        "seed": recipe.seed,
+        "rows": n_rows,
+        "answers": recipe.evaluation.answers,
+    }
 
 
 def autocast(policy: Policy, recipe: Recipe) -> torch.autocast:
@@ -62,14 +84,41 @@ def summarize(grades: Sequence[Grade]) -> dict[str, float]:
     return summary
 
 
-def _answer(
+def answer_keys(seed: int, slots: Sequence[int], answers: int) -> Tensor:
+    """Stream keys of the answers numbered row * answers + answer."""
+    slot = torch.tensor(slots, dtype=torch.int64)
+    row, answer = slot // answers, slot % answers
+    keys = stream_keys(seed, Purpose.EVALUATION, row)
+    # The first answer's stream is the row's own. The others' names are negative: the sampler's own parts are not.
+    return torch.where(answer == 0, keys, substreams(keys, -answer))
+
+
+def _rollout(recipe: Recipe) -> RolloutSpec:
+    if recipe.method.grader is None or recipe.method.rollout is None:
+        raise SpecError("evaluating answers needs a grader and a rollout", "method.grader")
+    return recipe.method.rollout
+
+
+def _grade(
     policy: Policy,
     rows: Sequence[Row],
+    answers: int,
     grader: Grader,
     rollout: RolloutSpec,
-    keys: torch.Tensor,
+    recipe: Recipe,
+    cluster: Cluster,
     temperature: float,
 ) -> list[Grade]:
-    rollouts = sample(policy, [row.prompt_ids for row in rows], rollout, keys, temperature=temperature)
-    texts = [policy.decode(response) for response in rollouts.responses()]
-    return grade_batch(grader, [Sample(output_text=text) for text in texts], [row.item for row in rows])
+    """Grades of `answers` responses to each row, in order, on every process."""
+    mine = cluster.share(range(len(rows) * answers))
+    found: list[tuple[int, Grade]] = []
+    for first in range(0, len(mine), recipe.evaluation.batch_size):
+        slots = mine[first : first + recipe.evaluation.batch_size]
+        part = [rows[slot // answers] for slot in slots]
+        keys = answer_keys(recipe.seed, slots, answers)
+        with autocast(policy, recipe):
+            rollouts = sample(policy, [row.prompt_ids for row in part], rollout, keys, temperature=temperature)
+        texts = [policy.decode(response) for response in rollouts.responses()]
+        graded = grade_batch(grader, [Sample(output_text=text) for text in texts], [row.item for row in part])
+        found += zip(slots, graded, strict=True)
+    return [grade for _, grade in sorted(cluster.gather(found), key=lambda pair: pair[0])]

@@ -1,24 +1,32 @@
-"""The loop every method shares: step, evaluate, checkpoint, listen."""
+"""The loop every method shares: step, evaluate, checkpoint, listen.
+
+With several processes each runs this loop, in step: what one of them is told (a signal, a command) all of them agree on
+between two steps, and only the main one reports and prunes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from bgpo.models import load_policy
 from bgpo.spec import Reinforcement, RunSpec, Supervised
 from bgpo.training.checkpoint import load_optimizer, prune, read_state, write_checkpoint
 from bgpo.training.cluster import Cluster
 from bgpo.training.control import Control
-from bgpo.training.data import Row, load_rows
-from bgpo.training.evaluation import autocast, evaluate
+from bgpo.training.data import Row
+from bgpo.training.dpo import DpoTrainer
+from bgpo.training.evaluation import autocast, decode_settings, evaluate
 from bgpo.training.optimizer import Optimizer
+from bgpo.training.progress import best_of, patience_of
 from bgpo.training.reinforcement import ReinforcementTrainer
-from bgpo.training.reporter import Reporter, Stopwatch
+from bgpo.training.reporter import Reporter, Stopwatch, peak_memory_bytes
+from bgpo.training.sharing import share
+from bgpo.training.sinks import open_sinks
+from bgpo.training.start import start_policy, training_rows, validation_rows
 from bgpo.training.supervised import SupervisedTrainer
 
 
@@ -46,46 +54,59 @@ class Run:
     cluster: Cluster = field(default_factory=Cluster)
 
     def train(self) -> bool:
-        """Train to the last step, or to a stop request.
+        """Train to the last step, to where early stopping ends the run, or to a stop request.
 
         Returns:
-            True when the run is finished, False when it stopped early with a checkpoint to resume from.
+            True when the run is finished, False when it was stopped with a checkpoint to resume from.
 
         Raises:
             BgpoError: see `bgpo.run` for what each ends in.
         """
         spec, method = self.spec, self.spec.method
         self.reporter.enter("loading_model", 0)
-        # A relative device name keeps specs portable; only the trainer knows what the machine has.
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
-        source = spec.resume_from or spec.model
-        self._policy = load_policy(source, device=device)
+        self._policy = start_policy(spec, self.cluster)
         updates = method.max_steps * (method.num_inner_updates if isinstance(method, Reinforcement) else 1)
-        self._optimizer = Optimizer(self._policy.model, method.optimizer, updates)
+        sharing = share(self._policy, self.cluster, spec.distributed)
+        self._optimizer = Optimizer(self._policy.model, method.optimizer, updates, sharing)
+        self._best, self._patience = best_of(spec), patience_of(spec)
         step = self._resume() if spec.resume_from else 0
-        answers = not isinstance(method, Reinforcement)
-        length = (method.rollout if isinstance(method, Reinforcement) else method).max_completion_length
-        train_rows = load_rows(spec.train_data, self._policy, length, answers=answers, param="train_data")
-        self._validation = self._load_validation(length, answers)
-        trainer = self._trainer(train_rows)
+        self._trainer = self._make_trainer(training_rows(spec, self._policy))
+        self._validation = validation_rows(spec, self._policy)
+        if self.cluster.is_main:
+            recipe = spec.recipe().model_dump(mode="json")
+            self.reporter.attach(open_sinks(spec.sinks, recipe, output_dir=Path(spec.output_dir), step=step))
         if step == 0:
-            self._evaluate(0, trainer)
-        saved = step
-        while step < method.max_steps and not self.control.stop_requested:
+            self._evaluate(0)
+        return self._steps(step)
+
+    def _steps(self, step: int) -> bool:
+        """The steps after `step`; what `train` returns."""
+        spec, saved, last = self.spec, step, self.spec.method.max_steps
+        ended, seconds_checkpoint = False, 0.0
+        while step < last and not ended and not self._agree(self.control.stop_requested):
             step += 1
             watch = Stopwatch()
             with watch.measure("step"), autocast(self._policy, spec):
-                values = trainer.step(step, watch)
-            seconds = {f"seconds_{name}": value for name, value in watch.seconds.items()}
-            self.reporter.metrics(step, "train", values | seconds)
-            evaluated = self._evaluate(step, trainer) if self._due(spec.evaluation.interval, step) else {}
-            requested = self.control.take_checkpoint_request() or self.control.stop_requested
-            if requested or self._due(spec.checkpointing.every_steps, step):
-                self._checkpoint(step, evaluated)
+                values = self._trainer.step(step, watch)
+            self._report(step, values, watch, seconds_checkpoint)
+            evaluated, is_best, seconds_checkpoint = {}, False, 0.0
+            if self._due(spec.evaluation.interval, step):
+                evaluated = self._evaluate(step)
+                is_best = step == self._best.best_step
+                ended = self._out_of_patience(step)
+            wanted = self._agree(self.control.take_checkpoint_request() or self.control.stop_requested)
+            kept = is_best and spec.checkpointing.keep_best
+            if wanted or kept or ended or self._due(spec.checkpointing.every_steps, step):
+                seconds_checkpoint = self._checkpoint(step, evaluated, final=ended or step == last, best=is_best)
                 saved = step
-        if saved < step or (step == 0 and self.control.stop_requested):
-            self._checkpoint(step, {})  # the request came after the step's last look
-        return step >= method.max_steps
+        stopped = step < last and not ended
+        if saved < step or (step == 0 and stopped):
+            self._checkpoint(step, {}, final=not stopped)  # the request came after the step's last look
+        return not stopped
+
+    def _agree(self, wanted: bool) -> bool:
+        """Whether any process wants it."""
+        return bool(self.cluster.maximum(torch.tensor(float(wanted))))
 
     def _due(self, interval: int | None, step: int) -> bool:
         """Whether something with this interval happens at this step; everything happens at the last."""
@@ -95,40 +116,35 @@ class Run:
         directory = Path(self.spec.resume_from or "")
         state = read_state(directory)
         load_optimizer(directory, self._optimizer)
+        self._best.restore(state.get("best"))
+        if self._patience is not None:
+            self._patience.restore(state.get("early_stopping"))
         if state["recipe"] != self.spec.recipe().model_dump(mode="json"):
             self.reporter.log("warn", "the recipe differs from the one the checkpoint was made with")
         step = int(state["step"])
         self.reporter.log("info", f"resumed from step {step}")
         return step
 
-    def _load_validation(self, length: int, answers: bool) -> list[Row]:
-        if self.spec.validation_data is None:
-            return []
-        with_grader = self.spec.method.grader is not None
-        rows = load_rows(
-            self.spec.validation_data,
-            self._policy,
-            length,
-            answers=answers and not with_grader,
-            param="validation_data",
-        )
-        return rows[: self.spec.evaluation.samples]
-
-    def _trainer(self, rows: list[Row]) -> MethodTrainer:
+    def _make_trainer(self, rows: list[Row]) -> MethodTrainer:
         method = self.spec.method
+        shared = (self._policy, self._optimizer, rows, self.spec)
         if isinstance(method, Reinforcement):
-            return ReinforcementTrainer(
-                self._policy, self._optimizer, rows, self.spec, method, self.reporter, self.cluster
-            )
+            return ReinforcementTrainer(*shared, method, self.reporter, self.cluster)
         if isinstance(method, Supervised):
-            return SupervisedTrainer(
-                self._policy, self._optimizer, rows, self.spec, method, self.reporter, self.cluster
-            )
-        from bgpo.training.dpo import DpoTrainer
+            return SupervisedTrainer(*shared, method, self.reporter, self.cluster)
+        return DpoTrainer(*shared, method, self.reporter, self.cluster)
 
-        return DpoTrainer(self._policy, self._optimizer, rows, self.spec, method, self.reporter, self.cluster)
+    def _report(self, step: int, values: dict[str, float], watch: Stopwatch, seconds_checkpoint: float) -> None:
+        """A step's metrics. They are out before its checkpoint is written, whose seconds stand with the next step."""
+        peak = torch.tensor(float(peak_memory_bytes(self._policy.device)), dtype=torch.float64)
+        values = values | {
+            "peak_memory_bytes": float(self.cluster.maximum(peak)),
+            "non_finite_updates": float(self._optimizer.non_finite_updates),
+        }
+        seconds = {"checkpoint": seconds_checkpoint} | watch.seconds
+        self.reporter.metrics(step, "train", values | {f"seconds_{name}": value for name, value in seconds.items()})
 
-    def _evaluate(self, step: int, trainer: MethodTrainer) -> dict[str, float]:
+    def _evaluate(self, step: int) -> dict[str, float]:
         """Evaluate and report; nothing without validation data."""
         if not self._validation:
             return {}
@@ -136,18 +152,48 @@ class Run:
         watch = Stopwatch()
         with watch.measure("evaluate"), autocast(self._policy, self.spec):
             if self.spec.method.grader is not None:
-                values = evaluate(self._policy, self._validation, self.spec)
+                values = evaluate(self._policy, self._validation, self.spec, self.cluster)
             else:
-                loss = trainer.validation_loss(self._validation)
+                loss = self._trainer.validation_loss(self._validation)
                 values = {} if loss is None else {"loss": loss}
         self.reporter.metrics(step, "validation", values | {"seconds_evaluate": watch.seconds["evaluate"]})
+        self._best.observe(step, values)
+        if self._patience is not None:
+            self._patience.observe(step, values)
         return values
 
-    def _checkpoint(self, step: int, metrics: dict[str, float]) -> None:
-        """Write and report a checkpoint; `metrics` are of an evaluation of these very weights, or empty."""
+    def _out_of_patience(self, step: int) -> bool:
+        """Whether early stopping ends the run here; says so."""
+        stopping, watched = self.spec.early_stopping, self._patience
+        if stopping is None or watched is None or watched.stale < stopping.patience:
+            return False
+        self.reporter.log(
+            "info",
+            f"early stopping at step {step}: {watched.metric} has not improved in {watched.stale} evaluations; "
+            f"the best was {watched.best} at step {watched.best_step}",
+        )
+        return True
+
+    def _checkpoint(self, step: int, metrics: dict[str, float], *, final: bool, best: bool = False) -> float:
+        """Write and report a checkpoint, and return the seconds it took.
+
+        Args:
+            metrics: of an evaluation of these very weights, or empty.
+            best: that evaluation was the best so far.
+        """
         self.reporter.enter("checkpointing", step)
         root = Path(self.spec.output_dir) / "checkpoints"
-        path = write_checkpoint(root, step, self._policy, self._optimizer, self.spec.recipe(), metrics)
-        self.reporter.checkpoint(step, str(path), step == self.spec.method.max_steps, metrics)
-        if not self.supervised:
-            prune(root, self.spec.checkpointing.keep_last)
+        extra: dict[str, Any] = {"is_best": best, "best": self._best.state()}
+        if self._patience is not None:
+            extra["early_stopping"] = self._patience.state()
+        if metrics and self.spec.method.grader is not None:
+            extra["decode"] = decode_settings(self._policy, self.spec, len(self._validation))
+        watch = Stopwatch()
+        with watch.measure("checkpoint"):
+            path = write_checkpoint(root, step, self._policy, self._optimizer, self.spec.recipe(), metrics, extra)
+        seconds = watch.seconds["checkpoint"]
+        self.reporter.checkpoint(step, str(path), final=final, best=best, metrics=metrics, seconds=seconds)
+        if self.cluster.is_main and not self.supervised:
+            keep = self.spec.checkpointing
+            prune(root, keep.keep_last, self._best.best_step if keep.keep_best else None)
+        return seconds

@@ -20,6 +20,8 @@ from bgpo.training.sharing import Replicated, Sharing
 MAX_NON_FINITE = 3
 """Consecutive skipped steps before the run fails."""
 
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+ADAFACTOR_STATE = ("step", "row", "column", "square")
 DIVIDED = ("exp_avg", "exp_avg_sq", "row", "square")
 """State that is divided among processes like its parameter; the rest is the same on all."""
 
@@ -129,17 +131,20 @@ class Optimizer:
 
         Raises:
             KeyError: a counter is missing.
+            ValueError: it is the state of another algorithm, or of other parameters.
         """
         self.updates = int(tensors["updates"])
         self._non_finite = int(tensors["non_finite"])
         self.non_finite_updates = int(tensors["non_finite_updates"])
+        kept = ADAFACTOR_STATE if isinstance(self._algorithm, Adafactor) else ADAMW_STATE
         for full_name in tensors:
-            key, _, name = full_name.partition("/")
-            if name not in self._parameters:
+            key, slash, name = full_name.partition("/")
+            if not slash:
                 continue
-            value = tensors[full_name]
+            if key not in kept:
+                raise ValueError(f"{key} belongs to another optimizer_type")
+            if name not in self._parameters:
+                raise ValueError(f"{name} is not trained here")
             parameter = self._parameters[name]
-            if key in DIVIDED:
-                value = self.sharing.slice(name, value)
-            if parameter.numel() or key in ("column", "step"):
-                self._algorithm.state[parameter][key] = value.to(parameter.device, copy=True)
+            value = self.sharing.slice(name, tensors[full_name]) if key in DIVIDED else tensors[full_name]
+            self._algorithm.state[parameter][key] = value.to(parameter.device, copy=True)

@@ -39,7 +39,18 @@ RECORDS: list[tuple[type, dict[str, Any]]] = [
             "error": "other_error: no",
         },
     ),
-    (CheckpointRecord, {"type": "checkpoint", "step": 9, "path": "/x", "final": True, "metrics": {"a": 1.0}}),
+    (
+        CheckpointRecord,
+        {
+            "type": "checkpoint",
+            "step": 9,
+            "path": "/x",
+            "final": True,
+            "metrics": {"a": 1.0},
+            "best": True,
+            "seconds": 0.5,
+        },
+    ),
     (LogRecord, {"type": "log", "level": "warn", "message": "line 1\nline 2"}),
     (ErrorRecord, {"type": "error", "code": "oom", "phase": "training", "step": 4, "message": "m", "param": None}),
 ]

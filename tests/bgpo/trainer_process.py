@@ -105,12 +105,12 @@ class TrainerProcess:
         return bool(chunk)
 
     def metrics(self, split: str) -> dict[int, dict[str, float]]:
-        """Values by step, without those that measure time."""
+        """Values by step, without those that measure time or memory."""
         return {
             record.step: {
                 name: value
                 for name, value in record.values.items()
-                if not name.startswith("seconds_") and name != "tokens_per_second"
+                if not name.startswith("seconds_") and name not in ("tokens_per_second", "peak_memory_bytes")
             }
             for record in self.records
             if isinstance(record, MetricRecord) and record.split == split
