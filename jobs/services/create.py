@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from bgpo.errors import SpecError
 from bgpo.rewards import Sample, compile_grader
 from jobs.context import Context
 from jobs.errors import Conflict, InvalidRequest, NotFound
@@ -164,7 +165,11 @@ def _check_rows(file: File, param: str, method: Method) -> None:
 def _try_grader(ctx: Context, project_id: str, body: CreateJob, method: Method) -> None:
     if method.block.grader is None:
         return
-    grader = compile_grader(method.block.grader)
+    try:
+        grader = compile_grader(method.block.grader)
+    except SpecError as error:  # a grader that this machine may not run; the specification itself has been validated
+        param = f"method.{method.type}.grader.{error.param}"
+        raise InvalidRequest(error.message, param, "invalid_grader") from error
     for param in ("training_file", "validation_file"):
         row = _first_row(ctx, project_id, getattr(body, param))
         error = grader.grade(Sample(output_text=""), row).error if row is not None else None

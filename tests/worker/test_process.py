@@ -90,6 +90,12 @@ def test_environment_holds_no_secrets_and_its_own_session(start: Callable[..., T
     assert hello["sid"] == trainer.pid == hello["pid"] != os.getsid(0)
 
 
+def test_the_consent_to_run_programs_reaches_the_trainer() -> None:
+    assert (
+        clean_environment({"BGPO_ALLOW_UNSANDBOXED": "1", "BGPO_API_KEY": "x"}, None)["BGPO_ALLOW_UNSANDBOXED"] == "1"
+    )
+
+
 def test_commands_reach_it_and_its_output_goes_to_the_log(start: Callable[..., TrainerProcess]) -> None:
     trainer = start("obedient")
     trainer.send("checkpoint")
