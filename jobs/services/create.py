@@ -167,9 +167,9 @@ def _try_grader(ctx: Context, project_id: str, body: CreateJob, method: Method) 
         return
     try:
         grader = compile_grader(method.block.grader)
-    except SpecError as error:  # a grader that this machine may not run; the specification itself has been validated
-        param = f"method.{method.type}.grader.{error.param}"
-        raise InvalidRequest(error.message, param, "invalid_grader") from error
+    except SpecError as refused:  # a grader that this machine may not run; the specification itself has been validated
+        param = f"method.{method.type}.grader.{refused.param}"
+        raise InvalidRequest(refused.message, param, "invalid_grader") from refused
     for param in ("training_file", "validation_file"):
         row = _first_row(ctx, project_id, getattr(body, param))
         error = grader.grade(Sample(output_text=""), row).error if row is not None else None
