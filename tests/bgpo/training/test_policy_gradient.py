@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from bgpo.objectives import OBJECTIVES
 from bgpo.spec import Reinforcement
 from bgpo.training.policy_gradient import Accumulated, accumulate_gradient
 from bgpo.training.scored import UNKNOWN, Scored, draw_samples, old_values, stored_values, values_of
+from tests.bgpo.saved_bytes import SavedBytes
 from tests.bgpo.tiny import tiny_policy
 
 PROMPTS = [[0, 1, 2], [3], [3], [4, 4, 1, 0, 2]]
@@ -404,32 +404,6 @@ def test_gradients_add_up_over_calls() -> None:
     accumulate_gradient(policy, scored, spec, N_RESPONSES)
     accumulate_gradient(policy, scored, spec, N_RESPONSES)
     close(gradients(policy), 2 * once)
-
-
-class Packed:
-    """A tensor that autograd saved."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-class SavedBytes:
-    """Counts the bytes autograd holds for backward, now and at most. Weights are in memory anyway and do not count."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.weights = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
-        self.held = self.peak = 0
-
-    def pack(self, tensor: Tensor) -> Packed:
-        packed = Packed(tensor)
-        if tensor.untyped_storage().data_ptr() not in self.weights:
-            self.held += tensor.nbytes
-            self.peak = max(self.peak, self.held)
-            weakref.finalize(packed, self.release, tensor.nbytes)
-        return packed
-
-    def release(self, count: int) -> None:
-        self.held -= count
 
 
 def peak_saved_bytes(algorithm: str, n_samples: int) -> int:
