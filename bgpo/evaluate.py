@@ -51,7 +51,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, float]:
     import torch  # after the recipe is known to be valid
 
     from bgpo.models import load_policy
-    from bgpo.training.data import load_rows
+    from bgpo.training.data import load_prompts
     from bgpo.training.evaluation import evaluate
     from bgpo.training.start import weights_dtype
 
@@ -63,7 +63,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, float]:
     dtype = torch.float32 if arguments.base is None else weights_dtype(recipe)
     policy = load_policy(arguments.model, dtype=dtype, device=arguments.device, base=arguments.base)
     length = recipe.method.rollout.max_completion_length
-    rows = load_rows(arguments.data, policy, length, answers=False, param="data")[: recipe.evaluation.samples]
+    rows = load_prompts(arguments.data, policy, length, param="data")[: recipe.evaluation.samples]
     return evaluate(policy, rows, recipe)
 
 

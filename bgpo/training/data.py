@@ -44,7 +44,24 @@ def load_rows(path: str | Path, policy: Policy, response_length: int, *, answers
     Raises:
         DataError: naming the first line that cannot be used.
     """
-    return [_encode(item, number, policy, response_length, answers, param) for number, item in read_items(path, param)]
+    return [
+        _encode(item, item.get("messages"), "messages", number, policy, response_length, answers, param)
+        for number, item in read_items(path, param)
+    ]
+
+
+def load_prompts(path: str | Path, policy: Policy, response_length: int, *, param: str) -> list[Row]:
+    """Read rows of any method to sample answers to: conversations, or preferences, whose `input` is one.
+
+    Raises:
+        DataError: naming the first line that cannot be used.
+    """
+    rows = []
+    for number, item in read_items(path, param):
+        given = item.get("input") if "messages" not in item else None
+        source, field = (given, "input.messages") if isinstance(given, dict) else (item, "messages")
+        rows.append(_encode(item, source.get("messages"), field, number, policy, response_length, False, param))
+    return rows
 
 
 def read_items(path: str | Path, param: str) -> list[tuple[int, dict[str, Any]]]:
@@ -130,10 +147,17 @@ def batch_indices(seed: int, n_rows: int, batch_size: int, step: int) -> list[in
     return picked
 
 
-def _encode(item: dict[str, Any], number: int, policy: Policy, response_length: int, answers: bool, param: str) -> Row:
-    messages = item.get("messages")
-    check_messages(messages, "messages", number, param)
-    assert isinstance(messages, list)
+def _encode(
+    item: dict[str, Any],
+    messages: Any,
+    field: str,
+    number: int,
+    policy: Policy,
+    response_length: int,
+    answers: bool,
+    param: str,
+) -> Row:
+    check_messages(messages, field, number, param)
     answered = messages[-1]["role"] == "assistant"
     try:
         if answers and not answered:

@@ -8,7 +8,7 @@ from bgpo.errors import SpecError
 from bgpo.models import Policy, add_lora, load_adapter, load_policy, set_activation_checkpointing
 from bgpo.spec import Dpo, Recipe, Reinforcement, RunSpec, Supervised
 from bgpo.training.cluster import Cluster
-from bgpo.training.data import Row, load_rows
+from bgpo.training.data import Row, load_prompts, load_rows
 from bgpo.training.preferences import load_pairs
 
 
@@ -61,7 +61,7 @@ def validation_rows(spec: RunSpec, policy: Policy) -> list[Row]:
     method = spec.method
     if method.rollout is not None:
         length = method.rollout.max_completion_length
-        rows = load_rows(spec.validation_data, policy, length, answers=False, param="validation_data")
+        rows = load_prompts(spec.validation_data, policy, length, param="validation_data")
     else:
         rows = _answered_rows(spec, policy, spec.validation_data, "validation_data")
     return rows[: spec.evaluation.samples]

@@ -146,15 +146,14 @@ def _check_rows(file: File, param: str, method: Method) -> None:
     """Refuse rows that are not of the method's kind; the check of the upload has seen them all."""
     summary = file.summary
     assert summary is not None
+    if param == "validation_file" and method.grader is not None and method.type != "reinforcement":
+        return  # answers are sampled and graded; what the row answers is ignored
     if method.type == "dpo":
         # Absent: the file was checked when conversations were all there was.
         line = summary.get("first_not_preference", 1)
         needs = "input.messages, preferred_output and non_preferred_output"
     elif method.type == "reinforcement":
         line, needs = summary["first_not_user"], "messages, the last of them the user's, the prompt to answer"
-    elif param == "validation_file" and method.grader is not None:
-        # Answers are sampled and graded; one in the row is ignored.
-        line, needs = summary.get("first_preference"), "messages"
     else:
         line, needs = summary["first_not_answer"], "messages, the last of them the assistant's, the answer to learn"
     if line is not None:

@@ -35,8 +35,6 @@ class Summary:
     """First line whose last message is not the assistant's: nothing to learn from."""
     first_not_preference: int | None
     """First line that does not hold two answers to choose from."""
-    first_preference: int | None
-    """First line that does."""
 
     def as_json(self) -> dict[str, Any]:
         """The form stored with the file's row."""
@@ -50,7 +48,6 @@ def check(path: Path, *, max_line_bytes: int) -> Summary:
         DataError: naming the first line that cannot be used.
     """
     number, rows = 0, 0
-    first: dict[Kind, int] = {}
     first_not: dict[Kind, int] = {}
     with path.open("rb") as file:
         while line := file.readline(max_line_bytes + 1):
@@ -62,7 +59,6 @@ def check(path: Path, *, max_line_bytes: int) -> Summary:
                     _fail(number, "is blank; only the end of a file may be")
                 break
             kind = _check_row(number, _parse(number, line))
-            first.setdefault(kind, number)
             for other in KINDS - {kind}:
                 first_not.setdefault(other, number)
             rows += 1
@@ -73,7 +69,6 @@ def check(path: Path, *, max_line_bytes: int) -> Summary:
         first_not_user=first_not.get("prompt"),
         first_not_answer=first_not.get("answered"),
         first_not_preference=first_not.get("preference"),
-        first_preference=first.get("preference"),
     )
 
 

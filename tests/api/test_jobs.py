@@ -189,12 +189,11 @@ class TestCreate:
                 message = refused(training_file=mixed, method=method)[2]
                 assert "Line 1 " in message
                 assert "needs messages" in message
+            # Graded evaluations sample answers: to conversations and to the input of preferences.
             answers = service.upload(service.rows(answered=True)).json()["id"]
-            graded = {"type": "supervised", "supervised": {"grader": grader}}
-            late = service.upload(service.rows(3) + service.preferences(1)).json()["id"]
-            param, _, message = refused(training_file=answers, validation_file=late, method=graded)
-            assert param == "validation_file"
-            assert "Line 4 " in message
+            for name, train in (("supervised", answers), ("dpo", pairs)):
+                graded = {"type": name, name: {"grader": grader}}
+                service.create(training_file=train, validation_file=mixed, method=graded)
 
     @pytest.mark.parametrize(
         ("content", "code"),

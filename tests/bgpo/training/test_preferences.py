@@ -10,7 +10,7 @@ import pytest
 
 from bgpo.errors import DataError
 from bgpo.models import Policy
-from bgpo.training.data import Row, load_rows
+from bgpo.training.data import Row, load_prompts, load_rows
 from bgpo.training.preferences import load_pairs
 
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -43,6 +43,20 @@ def test_a_pair_is_a_prompt_with_both_answers_and_the_whole_row_as_item(tmp_path
     chat.write_text(json.dumps({"messages": [SYSTEM, USER]}))
     (same,) = load_rows(chat, policy, 16, answers=False, param="train_data")
     assert row.prompt_ids == same.prompt_ids
+
+
+def test_prompts_come_from_conversations_and_from_preferences(tmp_path: Path, policy: Policy) -> None:
+    path = tmp_path / "rows.jsonl"
+    chat = {"messages": [USER, *said("answer")], "input": {"messages": "for the grader"}}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (chat, pair(), {"messages": [USER]})))
+    rows = load_prompts(path, policy, 16, param="data")
+    assert [row.item for row in rows] == [chat, pair(), {"messages": [USER]}]
+    assert [row.prompt_ids for row in rows] == [policy.encode_prompt([USER])] * 3
+    assert [row.answer_ids for row in rows] == [[]] * 3
+    for broken, says in (({"input": {}}, '"input.messages" list'), ({"input": "0"}, '"messages" list')):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(DataError, match=f"line 1 .*{says}"):
+            load_prompts(path, policy, 16, param="data")
 
 
 def test_an_answer_may_be_empty_or_fill_its_length(tmp_path: Path, policy: Policy) -> None:
