@@ -71,15 +71,18 @@ class _Worker:
     """One math-verify process; dead after an error."""
 
     def __init__(self) -> None:
-        # Our own path is where math-verify is found, also when it is not installed beside the interpreter.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C in a terminal is for the trainer, which then closes us
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # Our own path is where math-verify is found, also when it is not installed beside the interpreter.
+                env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C in a terminal is for the trainer, which then closes us
+            )
+        except OSError as error:
+            raise VerifierError(f"math-verify does not start: {error}") from error
         self._buffer = b""
         self.alive = True
         if self._line(START_SECONDS) != b"ready":

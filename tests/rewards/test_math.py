@@ -5,7 +5,9 @@ Equality is checked against a table worked by hand; all rows that need math-veri
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,13 +188,16 @@ def test_a_reference_that_never_ends_is_an_error() -> None:
 
 def test_no_math_verify_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [])
-    monkeypatch.setattr("sys.executable", "/usr/bin/python3")
+    monkeypatch.setattr("sys.executable", str(Path(sys.executable).resolve()))  # outside of the virtual environment
     with pytest.raises(VerifierError, match=r"does not start: .*No module named"):
+        Verifier().equal("x", "y")
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with pytest.raises(VerifierError, match=r"does not start: .*/nowhere/python"):
         Verifier().equal("x", "y")
 
 
 def test_many_samples_keep_their_order() -> None:
-    count = 60
+    count = 24
     samples = [Sample(f"\\boxed{{\\sqrt{{{n * n}}}}}") for n in range(count)]
     items = [{"answer": str(n if n % 3 else n + 1)} for n in range(count)]
     grades = grade_batch(grader(), samples, items)
