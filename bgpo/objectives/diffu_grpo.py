@@ -7,8 +7,8 @@ x' is the prompt with each token masked with `prompt_mask_probability`, drawn on
 terms see the same x'. One canvas a response; `mc_samples` and `estimator` play no part.
 
 Differences from the publication: a response is trained on once a rollout, so there is one x' (there: several passes
-over a batch, a new x' for each, with its own old terms); eps is the configured one (there: 0.5 in the code); advantages
-are as configured (there: mean only); KL is optional and k2 (there: k3, always on).
+over a batch, a new x' for each, with its own old terms); advantages are as configured (there: mean only); KL is
+optional and by the k2 estimator (there: part of the objective).
 """
 
 from __future__ import annotations
