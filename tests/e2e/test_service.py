@@ -145,6 +145,57 @@ def test_a_killed_trainer_changes_nothing_about_the_result(
     assert weights_sha256(client, job_id) == weights_sha256(client, undisturbed)
 
 
+def pairs(path: Path, count: int) -> Path:
+    """Right answers preferred to wrong ones."""
+    with path.open("w") as file:
+        for i in range(count):
+            answers = {"preferred_output": str(i % 4), "non_preferred_output": "abcd"[i % 4]}
+            row = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
+            question = {"messages": [{"role": "user", "content": f"{i} % 4"}]}
+            file.write(json.dumps({"input": question, **row, "answer": str(i % 4)}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("service", ["embedded"], indirect=True)
+def test_a_preference_job(client: openai.OpenAI, tmp_path: Path) -> None:
+    train, held_out = (
+        client.files.create(file=pairs(tmp_path / name, count), purpose="fine-tune").id
+        for name, count in (("train.jsonl", 16), ("held_out.jsonl", 10))
+    )
+    hyperparameters: Any = {
+        "beta": 0.1, "batch_size": 4, "learning_rate_multiplier": "auto", "n_epochs": 2, "mc_samples": 2,
+        "max_completion_length": 4, "eval_interval": 1, "lora": {"rank": 2},
+    }  # fmt: skip
+    # At the rate of 5e-7 nothing improves by 1 nat: it ends after two evaluations without that.
+    extra = {"rl": {"early_stopping": {"patience": 2, "min_delta": 1.0}}}
+    job_id = client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=train,
+        validation_file=held_out,
+        method={"type": "dpo", "dpo": {"hyperparameters": hyperparameters}},
+        seed=5,
+        extra_body=extra,
+    ).id
+    job = wait_until_over(client, job_id)
+    assert (job.status, job.error) == ("succeeded", None)
+    assert job.method.dpo.hyperparameters.beta == 0.1
+    assert (job.rl["stop_reason"], job.rl["step"], job.rl["total_steps"]) == ("early_stopping", 2, 8)
+
+    points = metrics(client, job_id)
+    first = next(point["values"] for point in points if point["split"] == "train")
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert {"accuracy", "margin", "reward_chosen", "reward_rejected", "elbo_mean", "grad_norm"} <= set(first)
+    assert [(point["step"], "loss" in point["values"]) for point in points if point["split"] == "validation"] == [
+        (0, True), (1, True), (2, True),
+    ]  # fmt: skip
+    newest = client.fine_tuning.jobs.checkpoints.list(job_id).data[0]
+    assert newest.step_number == 2
+    files: Any = client.get(f"/fine_tuning/checkpoints/{newest.id}/files", cast_to=object)
+    kinds = {file["path"]: file["kind"] for file in files["data"]}
+    assert kinds["adapter/adapter_model.safetensors"] == "adapter"
+    assert kinds["model.safetensors"] == "weights"
+
+
 def test_cancel_ends_the_trainer(
     service: Running, client: openai.OpenAI, puzzles: tuple[Path, Path], job_body: JobBody
 ) -> None:
