@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from bgpo.errors import ModelError
 from bgpo.models import Policy, load_policy, save_policy
-from bgpo.models.a2d import convert
+from bgpo.models.a2d import convert, main
 from bgpo.models.converted import ConvertedModel
 from bgpo.models.layout import save_tensors
 from bgpo.models.scratch import byte_tokenizer
@@ -207,19 +206,20 @@ def test_a_tied_head_may_be_written_out_but_not_differ(tmp_path: Path) -> None:
         load_policy(tmp_path / "a2d")
 
 
-def test_the_command_says_what_it_made_or_why_not(tmp_path: Path) -> None:
+def test_the_command_says_what_it_made_or_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     autoregressive(tmp_path / "ar", CONFIGS["qwen3"])
 
-    def run(source: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "bgpo.models.a2d", "--model", tmp_path / source, "--out", tmp_path / "a2d"]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def run(source: str) -> None:
+        arguments = ["--model", str(tmp_path / source), "--out", str(tmp_path / "a2d")]
+        monkeypatch.setattr(sys, "argv", ["python -m bgpo.models.a2d", *arguments])
+        main()
 
-    made = run("ar")
-    assert (made.returncode, made.stderr) == (0, "")
-    assert "mask token 276, end tokens 275, 273, 300 embeddings" in made.stdout
-    refused = run("a2d")
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("error: config.json.mask_token_id: it has a mask token")
+    run("ar")
+    assert "mask token 276, end tokens 275, 273, 300 embeddings" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^error: config\.json\.mask_token_id: it has a mask token"):
+        run("a2d")
 
 
 def test_what_cannot_be_converted_is_named(tmp_path: Path, checkpoint: Path) -> None:
