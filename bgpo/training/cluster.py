@@ -12,7 +12,8 @@ that is gone makes the others' next exchange fail, at once with gloo, after TIME
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bgpo.errors import SpecError
+from bgpo.errors import BgpoError, SpecError
 
 T = TypeVar("T")
 
@@ -87,11 +88,13 @@ class ProcessGroup(Cluster):
 
     def gather(self, items: list[T]) -> list[T]:
         parts: list[list[T]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(parts, items)
+        with exchanging():
+            dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
     def wait(self) -> None:
-        self._state.wait_for_everyone()
+        with exchanging():
+            self._state.wait_for_everyone()
 
     def leave(self) -> None:
         self._state.destroy_process_group()
@@ -99,8 +102,20 @@ class ProcessGroup(Cluster):
     def _reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         """On a copy, on this process's device: NCCL knows no tensors of the host."""
         result = values.detach().to(self.device, copy=True).contiguous()
-        dist.all_reduce(result, op=operation)
+        with exchanging():
+            dist.all_reduce(result, op=operation)
         return result.to(values.device)
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Says in words what torch.distributed's error means."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise BgpoError(f"another process of the run is gone or does not answer: {error}") from error
 
 
 def join_cluster(device: str) -> Cluster:

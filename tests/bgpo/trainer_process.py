@@ -6,6 +6,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,18 +22,19 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYT
 
 class TrainerProcess:
     """A supervised run (records on a descriptor of its own, commands on stdin), or with `supervised=False` one as from
-    a shell: records on stdout, no input."""
+    a shell: records on stdout, no input, and by several processes if asked for."""
 
-    def __init__(self, spec: dict[str, Any], folder: Path, *, supervised: bool = True) -> None:
+    def __init__(self, spec: dict[str, Any], folder: Path, *, supervised: bool = True, processes: int = 1) -> None:
         path = folder / "spec.json"
         path.write_text(json.dumps(spec))
         self._deadline = time.monotonic() + PATIENCE_S
         self._stderr_path = folder / "stderr"
         reader, writer = os.pipe()
         flags = ["--record-fd", str(writer)] if supervised else []
+        command = [sys.executable] if processes == 1 else launcher(processes)
         with self._stderr_path.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bgpo.run", str(path), *flags],
+                [*command, "-m", "bgpo.run", str(path), *flags],
                 stdin=subprocess.PIPE if supervised else subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if supervised else writer,
                 stderr=stderr,
@@ -46,6 +48,10 @@ class TrainerProcess:
         self._pending = b""
         self._ended = False
         self.records: list[Record] = []
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def stderr(self) -> str:
@@ -118,6 +124,20 @@ class TrainerProcess:
 
     def checkpoints(self) -> list[CheckpointRecord]:
         return [record for record in self.records if isinstance(record, CheckpointRecord)]
+
+
+def launcher(processes: int) -> list[str]:
+    """`accelerate launch` on this machine. On CPUs too: `--cpu` would start one process, or ask for MPI."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    options = {"num_processes": processes, "main_process_port": free_port(), "mixed_precision": "no"}
+    return [*launch, *(f"--{name}={value}" for name, value in options.items()), "--dynamo_backend=no"]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def train_metric(step: int) -> Callable[[Record], bool]:
