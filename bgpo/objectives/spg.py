@@ -18,6 +18,8 @@ the batch); advantages are as configured (there: mean only).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -58,5 +60,5 @@ def evidence_upper_bound(log_probs: Tensor, samples: Samples, power: float) -> T
     covered = samples.masks.any(-2, keepdim=True)
     logs = power * log_probs.float() + samples.weights.clamp(min=torch.finfo(torch.float32).tiny).log().unsqueeze(-1)
     logs = torch.where(samples.masks, logs, torch.where(covered, -torch.inf, 0.0))
-    bound = logs.logsumexp(-2) - torch.tensor(float(log_probs.shape[-2])).log()
+    bound = logs.logsumexp(-2) - math.log(log_probs.shape[-2])
     return torch.where(covered.squeeze(-2), bound, 0.0).sum(-1) / power
