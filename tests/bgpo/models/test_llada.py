@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bgpo.errors import ModelError
-from bgpo.models import Policy
+from bgpo.models import Policy, load_policy, save_policy
 from bgpo.models.llada import LLaDAConfig, LLaDAModel
+from bgpo.models.scratch import create_checkpoint
+from tests.bgpo.reference import llada_logits
 from tests.bgpo.tiny import TINY_CONFIG, predictor, tiny_policy
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -79,6 +82,27 @@ def test_logits_equal_those_of_the_numpy_network(variant: str) -> None:
         expected = np.stack([predictor(policy)(row) for row in rows])
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_checkpoint_in_the_published_layout_gives_the_logits_of_the_numpy_network(tmp_path: Path, tied: bool) -> None:
+    """From files to logits: safetensors under published names, config.json, nothing shared with the loader."""
+    create_checkpoint(tmp_path, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, mlp_hidden_size=40, tied=tied)
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        name: value + 0.1 * torch.randn(value.shape, generator=generator)
+        for name, value in load_file(tmp_path / "model.safetensors").items()
+    }
+    save_file(weights, tmp_path / "model.safetensors")
+    policy = load_policy(tmp_path)
+    row = policy.encode_prompt([{"role": "user", "content": "2+2"}]) + [policy.mask_id] * 5
+    found = logits_of(policy, [row])[0].numpy()
+    config = json.loads((tmp_path / "config.json").read_text())
+    expected = llada_logits({name: value.numpy() for name, value in weights.items()}, config, row)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    save_policy(policy, tmp_path / "saved")
+    stored = load_file(tmp_path / "saved" / "model.safetensors")
+    assert {k: v.numpy().tobytes() for k, v in stored.items()} == {k: v.numpy().tobytes() for k, v in weights.items()}
 
 
 def test_attention_reaches_in_both_directions() -> None:
