@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _report
+from bgpo.allocator import keep_freed_memory
 from bgpo.diffusion.elbo import Canvases, build_canvases, elbo_terms_of
 from bgpo.diffusion.estimators import ESTIMATORS
 from bgpo.diffusion.masking import draw_masks
@@ -80,6 +81,7 @@ def main() -> None:
     if arguments.canvases < 2 * max(arguments.n_t) or arguments.gold < 2 * GOLD_PART:
         parser.error(f"--canvases must be at least twice the largest --n-t, and --gold at least {2 * GOLD_PART}")
     torch.set_num_threads(1)
+    keep_freed_memory()
     policy = load_policy(arguments.model)
     rows: list[dict[str, Any]] = []
     for number, task in enumerate(TASKS):

@@ -21,7 +21,7 @@ def elbo_terms(
     response_ids: Sequence[Sequence[int]],
     *,
     n_samples: int,
-    estimator: EstimatorName = "exact_count",
+    estimator: EstimatorName = "importance",
     seed: int = 0,
 ) -> Tensor:
     """ELBO terms ell_j (paper, Setting), float32 (B, n_samples), differentiable.

@@ -21,7 +21,7 @@ from bgpo.rewards.spec import GraderSpec, wire_path
 EstimatorName = Literal[
     "exact_count", "bernoulli", "systematic", "stratified", "antithetic", "quadrature", "importance"
 ]
-"""How masks are drawn, see `bgpo.diffusion.masking`."""
+"""How masks are drawn, see `bgpo.diffusion.estimators`."""
 
 AlgorithmName = Literal["bgpo", "elbo_ratio", "taylor_only", "jensen_only", "diffu_grpo", "espo", "spg"]
 """What reinforcement maximizes, see `bgpo.objectives`."""
@@ -121,7 +121,7 @@ class Reinforcement(Training):
     group_size: int = Field(8, ge=2, description="Responses per prompt (G).")
     num_inner_updates: int = Field(1, ge=1, description="Mini-batches per rollout batch; 1 = on-policy.")
     mc_samples: int = Field(16, ge=1, description="Monte Carlo samples per response (n_t).")
-    estimator: EstimatorName = "exact_count"
+    estimator: EstimatorName = Field("importance", description="How masks are drawn and weighed.")
     advantage: Literal["z_score", "mean_only", "leave_one_out"] = "z_score"
     length_normalization: Literal["none", "length", "masked"] | None = Field(
         None, description="Divide the ELBO terms by a length; null = the algorithm's own (espo length, others none)."

@@ -41,7 +41,7 @@ def test_the_defaults_are_the_papers_settings() -> None:
         "threshold": None,
     }
     assert method.optimizer.learning_rate == 5e-7
-    assert (method.estimator, method.normalization, method.advantage) == ("exact_count", "none", "z_score")
+    assert (method.estimator, method.normalization, method.advantage) == ("importance", "none", "z_score")
     assert method.clamp_log_ratio == 10.0
     assert not method.score_eos_padding
     assert (method.kl_coefficient, method.dynamic_sampling_rounds) == (0.0, 0)

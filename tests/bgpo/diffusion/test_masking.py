@@ -206,15 +206,3 @@ def test_a_row_draws_the_same_masks_in_every_batch(estimator: EstimatorName) -> 
 def test_the_samples_of_a_row_differ(estimator: EstimatorName) -> None:
     masks, _ = draw(40, 8, estimator, seed=2)
     assert len({tuple(mask.tolist()) for mask in masks[0]}) == 8
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_every_device_draws_the_same_masks(estimator: EstimatorName) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    lengths = torch.tensor([1, 2, 5, 9])
-    masks, weights = draw_masks(keys_of(4), lengths, 9, 7, estimator)
-    on_gpu = draw_masks(keys_of(4).cuda(), lengths.cuda(), 9, 7, estimator)
-    assert torch.equal(on_gpu[0].cpu(), masks)
-    torch.testing.assert_close(on_gpu[1].cpu(), weights, rtol=1e-6, atol=0)

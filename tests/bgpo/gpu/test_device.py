@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from bgpo.diffusion.masking import draw_masks
 from bgpo.diffusion.rng import Purpose, gumbel, stream_keys, uniform
 from bgpo.diffusion.sampler import sample
 from bgpo.models import Policy, add_lora, load_policy, save_policy, set_activation_checkpointing
-from bgpo.spec import LoraSpec, OptimizerSpec, Reinforcement, RolloutSpec
+from bgpo.spec import EstimatorName, LoraSpec, OptimizerSpec, Reinforcement, RolloutSpec
 from bgpo.training.optimizer import Optimizer
 from bgpo.training.policy_gradient import accumulate_gradient
 from bgpo.training.scored import Scored, draw_samples
@@ -85,7 +85,7 @@ def test_streams_are_the_same_to_the_bit(device: torch.device) -> None:
     torch.testing.assert_close(gumbel(there, 9).cpu(), gumbel(here, 9), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("estimator", ["bernoulli", "exact_count"])
+@pytest.mark.parametrize("estimator", get_args(EstimatorName))
 def test_masks_are_the_same(device: torch.device, estimator: Any) -> None:
     keys, lengths = stream_keys(1, Purpose.ELBO, torch.arange(3)), torch.tensor([1, 4, 7])
     here = draw_masks(keys, lengths, 7, 5, estimator)
