@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from bgpo.errors import SpecError
 from bgpo.models import Policy, add_lora, load_adapter, load_policy, set_activation_checkpointing
 from bgpo.spec import Dpo, Recipe, Reinforcement, RunSpec, Supervised
 from bgpo.training.cluster import Cluster
@@ -52,11 +51,8 @@ def validation_rows(spec: RunSpec, policy: Policy) -> list[Row]:
 
     Raises:
         DataError: a line cannot be used.
-        SpecError: early stopping needs a validation file.
     """
     if spec.validation_data is None:
-        if spec.early_stopping is not None:
-            raise SpecError("early stopping watches evaluations and needs validation_data", "early_stopping")
         return []
     method = spec.method
     if method.rollout is not None:

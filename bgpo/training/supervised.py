@@ -19,6 +19,7 @@ from bgpo.models import Policy
 from bgpo.spec import RunSpec, Supervised
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row, batch_indices
+from bgpo.training.micro_batch import MicroBatch
 from bgpo.training.optimizer import Optimizer
 from bgpo.training.reporter import Reporter, Stopwatch
 
@@ -39,21 +40,17 @@ class SupervisedTrainer:
         self._policy, self._optimizer, self._rows = policy, optimizer, rows
         self._spec, self._method, self._reporter = spec, method, reporter
         self._cluster = cluster
+        self._micro_batch = MicroBatch(method.micro_batch, optimizer, reporter)
 
     def step(self, step: int, watch: Stopwatch) -> dict[str, float]:
-        """Run one step and return its metrics. Raises NonFiniteError, see the optimizer."""
+        """Run one step and return its metrics. Raises NonFiniteError and OutOfMemory, see optimizer and MicroBatch."""
         method = self._method
         picked = batch_indices(self._spec.seed, len(self._rows), method.batch_size, step)
         self._reporter.enter("training", step)
         with watch.measure("loss"):
-            loss_B = torch.zeros(len(picked), dtype=torch.float64)
-            hits = torch.zeros(2, dtype=torch.float64)
             keys = stream_keys(self._spec.seed, Purpose.SUPERVISED, step, torch.arange(len(picked)))
-            for slots in _chunks(self._cluster.share(range(len(picked))), method.micro_batch):
-                losses, part_hits = self.losses([self._rows[picked[slot]] for slot in slots], keys[slots])
-                (losses.sum() / len(picked)).backward()
-                loss_B[slots] = losses.detach().cpu().double()
-                hits += part_hits.cpu()
+            rows = [self._rows[index] for index in picked]
+            loss_B, hits = self._micro_batch.run(lambda size: self._accumulate(rows, keys, size))
             loss_B, hits = self._cluster.sum(loss_B), self._cluster.sum(hits)
         learning_rate = self._optimizer.learning_rate
         broken = [picked[slot] for slot in (~loss_B.isfinite()).nonzero().flatten().tolist()]
@@ -67,6 +64,17 @@ class SupervisedTrainer:
             "grad_norm": norm,
             "learning_rate": learning_rate,
         }
+
+    def _accumulate(self, rows: Sequence[Row], keys_B: Tensor, micro_batch: int) -> tuple[Tensor, Tensor]:
+        """Backpropagate this process's share of the mean loss; losses (B,), 0 at the others' rows, and hits (2,)."""
+        loss_B = torch.zeros(len(rows), dtype=torch.float64)
+        hits = torch.zeros(2, dtype=torch.float64)
+        for slots in _chunks(self._cluster.share(range(len(rows))), micro_batch):
+            losses, part_hits = self.losses([rows[slot] for slot in slots], keys_B[slots])
+            (losses.sum() / len(rows)).backward()
+            loss_B[slots] = losses.detach().cpu().double()
+            hits += part_hits.cpu()
+        return loss_B, hits
 
     def losses(self, rows: Sequence[Row], keys: Tensor) -> tuple[Tensor, Tensor]:
         """Negative ELBO per token of each row, and (summed probability of the masked tokens, their number)."""
@@ -85,7 +93,7 @@ class SupervisedTrainer:
         """Mean loss over rows, each with its own fixed mask; the same on every process."""
         keys = stream_keys(self._spec.seed, Purpose.EVALUATION, torch.arange(len(rows)))
         loss_B = torch.zeros(len(rows), dtype=torch.float64)
-        for slots in _chunks(self._cluster.share(range(len(rows))), self._method.micro_batch):
+        for slots in _chunks(self._cluster.share(range(len(rows))), self._micro_batch.size):
             loss_B[slots] = self.losses([rows[slot] for slot in slots], keys[slots])[0].cpu().double()
         return float(self._cluster.sum(loss_B).mean())
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import bgpo
 from bgpo.errors import ModelError
-from bgpo.models import Policy, load_policy
-from bgpo.spec import OptimizerSpec, Recipe
+from bgpo.models import Policy, add_lora, load_policy
+from bgpo.spec import LoraSpec, OptimizerSpec, Recipe
 from bgpo.training.checkpoint import load_optimizer, prune, read_state, write_checkpoint
 from bgpo.training.optimizer import Optimizer
 
@@ -107,6 +108,47 @@ def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
     prune(tmp_path, 1)
     assert names() == {"step-1000000"}
     assert len(list(tmp_path.iterdir())) == 3, "what is no complete checkpoint is not touched"
+
+
+def test_pruning_keeps_the_best(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    prune(tmp_path, 2, best_step=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
+    prune(tmp_path, 2, best_step=5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000004", "step-000005"]
+
+
+def test_state_in_slices_is_the_whole_state(policy: Policy, tmp_path: Path) -> None:
+    """As three processes of a sharded run would write it: the moments cut along the first dimension."""
+    optimizer = trained(policy)
+    path = write_checkpoint(tmp_path, 2, policy, optimizer, RECIPE, {}, {"best": {"metric": "loss"}})
+    assert read_state(path)["best"] == {"metric": "loss"}
+    state = path / "trainer_state"
+    whole = load_file(state / "optimizer.safetensors")
+    (state / "optimizer.safetensors").unlink()
+    for rank in range(3):
+        parts = {}
+        for name, value in whole.items():
+            pieces = value.chunk(3) if name.startswith("exp_avg") else (value,) * 3
+            if rank < len(pieces):
+                parts[name] = pieces[rank].contiguous()
+        save_file(parts, state / f"optimizer-{rank + 1:05d}-of-00003.safetensors")
+    again = Optimizer(policy.model, OptimizerSpec(learning_rate=0.01), 10)
+    load_optimizer(path, again)
+    assert all(torch.equal(value, whole[name]) for name, value in again.state_tensors().items())
+    (state / "optimizer-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ModelError, match="incomplete"):
+        load_optimizer(path, again)
+
+
+def test_the_state_of_other_parameters_is_refused(policy: Policy, checkpoint: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 2, policy, trained(policy), RECIPE, {})
+    adapted = load_policy(checkpoint)
+    add_lora(adapted, LoraSpec(rank=2))
+    with pytest.raises(ModelError, match="is not trained here") as caught:
+        load_optimizer(path, Optimizer(adapted.model, OptimizerSpec(), 10))
+    assert caught.value.param == "resume_from"
 
 
 def test_a_checkpoint_without_trainer_state_cannot_be_resumed(checkpoint: Path, policy: Policy, tmp_path: Path) -> None:

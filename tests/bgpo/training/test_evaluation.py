@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from bgpo.errors import SpecError
 from bgpo.models import Policy
 from bgpo.rewards import Grade, GradeErrorInfo, Sample, compile_grader
 from bgpo.spec import Recipe
+from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row
-from bgpo.training.evaluation import evaluate, summarize
+from bgpo.training.evaluation import answer_keys, decode_settings, evaluate, summarize
 
 GRADER = {
     "type": "string_check",
@@ -32,8 +34,7 @@ def recipe(batch_size: int = 256, **fields: Any) -> Recipe:
         {
             "seed": 5,
             "method": {"type": "reinforcement", "grader": GRADER, "rollout": rollout},
-            "evaluation": {"batch_size": batch_size},
-            **fields,
+            **{"evaluation": {"batch_size": batch_size}, **fields},
         }
     )
 
@@ -66,6 +67,67 @@ def test_the_numbers_are_those_of_each_row_answered_alone(wordy: Policy) -> None
         expected[f"{mode}_reward_mean"] = expected[f"{mode}_solved_rate"] = sum(scores) / len(rows)
         expected[f"{mode}_grader_errors"] = 0.0
     assert evaluate(wordy, rows, spec) == expected
+
+
+def test_several_answers_add_to_the_first(wordy: Policy) -> None:
+    """Answer 0 draws from the row's own stream; pass@k counts prompts with at least one solved answer."""
+    rows, k = rows_of(wordy), 3
+    spec = recipe(evaluation={"answers": k, "batch_size": 5})
+    assert spec.method.rollout is not None
+    keys = answer_keys(5, range(len(rows) * k), k).view(-1, k)
+    assert torch.equal(keys[:, 0], stream_keys(5, Purpose.EVALUATION, torch.arange(len(rows))))
+    assert len(set(keys.flatten().tolist())) == keys.numel()
+    grader = compile_grader(GRADER)
+    solved = []
+    for row, row_keys in zip(rows, keys, strict=True):
+        found = sample(wordy, [row.prompt_ids] * k, spec.method.rollout, row_keys, temperature=1.0)
+        texts = [wordy.decode(response) for response in found.responses()]
+        solved.append([grader.grade(Sample(output_text=text), row.item).solved for text in texts])
+    metrics = evaluate(wordy, rows, spec)
+    assert metrics["sampled_solved_rate"] == sum(map(sum, solved)) / (len(rows) * k)
+    assert metrics["sampled_pass_at_k"] == sum(map(any, solved)) / len(rows)
+    single = evaluate(wordy, rows, recipe())
+    assert single["sampled_solved_rate"] == sum(row[0] for row in solved) / len(rows)
+    assert single["sampled_solved_rate"] < metrics["sampled_pass_at_k"]
+    assert {name: value for name, value in metrics.items() if name.startswith("greedy")} == {
+        name: value for name, value in single.items() if name.startswith("greedy")
+    }
+
+
+def test_any_number_of_processes_finds_the_same(wordy: Policy) -> None:
+    """Each grades its share; what they gather is put back in order. The exchange is played by one process here."""
+    rows, spec = rows_of(wordy), recipe(evaluation={"answers": 2})
+    parts: list[list[list[Any]]] = [[], []]
+
+    class Recorder(Cluster):
+        size = 2
+
+        def gather(self, items: list[Any]) -> list[Any]:
+            parts[self.rank].append(items)
+            return items
+
+    class Player(Cluster):
+        def __init__(self) -> None:
+            self.calls = iter(zip(*parts, strict=True))
+
+        def share(self, slots: Sequence[int]) -> list[int]:
+            return []
+
+        def gather(self, items: list[Any]) -> list[Any]:
+            first, second = next(self.calls)
+            return [*second, *first]
+
+    for rank in (0, 1):
+        recorder = Recorder()
+        recorder.rank = rank
+        evaluate(wordy, rows, spec, recorder)
+    assert evaluate(wordy, rows, spec, Player()) == evaluate(wordy, rows, spec)
+
+
+def test_decode_settings_say_what_was_chosen_for_null(wordy: Policy) -> None:
+    settings = decode_settings(wordy, recipe(), 13)
+    assert settings["remasking"] == "low_confidence"
+    assert (settings["temperature"], settings["rows"], settings["answers"], settings["seed"]) == (1.0, 13, 1, 5)
 
 
 def test_it_leaves_the_policy_as_it_was(wordy: Policy) -> None:

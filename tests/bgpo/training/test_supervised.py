@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bgpo.diffusion.masking import draw_masks
 from bgpo.diffusion.rng import Purpose, stream_keys
+from bgpo.errors import NonFiniteError, OutOfMemory
 from bgpo.models import Policy
 from bgpo.records import RecordWriter
 from bgpo.spec import RunSpec, Supervised, parse_run_spec
@@ -112,3 +113,44 @@ def test_steps_learn_the_data(policy: Policy, make: Any) -> None:
     for step in range(1, 41):
         trainer.step(step, Stopwatch())
     assert trainer.validation_loss(rows) < 0.5 * before
+
+
+def test_a_lack_of_memory_halves_the_micro_batch_once(policy: Policy, make: Any) -> None:
+    spec = run_spec(micro_batch=4, optimizer={"learning_rate": 0.01})
+    plain = copy.deepcopy(policy)
+    expected = make(plain, spec).step(STEP, Stopwatch())
+
+    def limited(rows: int) -> Any:
+        def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if len(inputs[0]) > rows:
+                raise torch.OutOfMemoryError("simulated")
+
+        return policy.model.register_forward_pre_hook(hook)
+
+    trainer = make(policy, spec)
+    limit = limited(2)
+    metrics = trainer.step(STEP, Stopwatch())
+    assert metrics == pytest.approx(expected, rel=1e-5)
+    for name, value in policy.model.state_dict().items():
+        torch.testing.assert_close(value, plain.model.state_dict()[name], rtol=0, atol=1e-5)
+    limit.remove()
+    limited(1)
+    with pytest.raises(OutOfMemory) as caught:
+        trainer.step(STEP + 1, Stopwatch())
+    assert caught.value.param == "method.micro_batch"
+
+
+def test_a_run_that_fails_names_the_rows_whose_loss_is_not_finite(policy: Policy, make: Any) -> None:
+    trainer = make(policy, run_spec(micro_batch=1))
+    rows = batch_indices(SEED, 8, BATCH, STEP)
+    seen = []
+
+    def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], hidden: Tensor) -> Tensor:
+        seen.append(None)
+        return hidden * float("nan") if len(seen) % BATCH == 2 else hidden
+
+    policy.model.register_forward_hook(hook)
+    for _ in range(2):
+        trainer.step(STEP, Stopwatch())
+    with pytest.raises(NonFiniteError, match=rf"training rows \[{rows[1]}\]"):
+        trainer.step(STEP, Stopwatch())
