@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from bgpo.errors import BgpoError, DataError, GraderError, ModelError, NonFiniteError, OutOfMemory, SpecError
+from bgpo.errors import (
+    BgpoError,
+    DataError,
+    GraderError,
+    ModelError,
+    NonFiniteError,
+    OutOfMemory,
+    SpecError,
+    ZeroGradientError,
+)
 
 Phase = Literal["loading_model", "evaluating", "rollout", "grading", "training", "checkpointing"]
 Split = Literal["train", "validation"]
@@ -31,6 +40,7 @@ class ExitCode(IntEnum):
     GRADER = 5
     NON_FINITE = 6
     OUT_OF_MEMORY = 7
+    ZERO_GRADIENT = 8
     UNEXPECTED = 70
     STOPPED = 75
     """Stopped on request (pause, SIGTERM, or the parent is gone) with a checkpoint to resume from."""
@@ -116,6 +126,7 @@ _EXIT_CODES: tuple[tuple[type[BgpoError], ExitCode], ...] = (
     (GraderError, ExitCode.GRADER),
     (NonFiniteError, ExitCode.NON_FINITE),
     (OutOfMemory, ExitCode.OUT_OF_MEMORY),
+    (ZeroGradientError, ExitCode.ZERO_GRADIENT),
 )
 
 

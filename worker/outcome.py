@@ -17,6 +17,7 @@ _FATAL = {
     ExitCode.BAD_DATA: ("invalid_file_format", "the data could not be used"),
     ExitCode.GRADER: ("grader_error", "the grader failed"),
     ExitCode.NON_FINITE: ("nan", "loss or gradient became NaN or infinite"),
+    ExitCode.ZERO_GRADIENT: ("zero_gradient", "rewards differ, but the gradient is exactly zero"),
 }
 
 # The trainer names fields of its specification; the user knows the request's.

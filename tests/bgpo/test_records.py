@@ -138,6 +138,7 @@ def test_exit_codes_are_stable() -> None:
         "GRADER": 5,
         "NON_FINITE": 6,
         "OUT_OF_MEMORY": 7,
+        "ZERO_GRADIENT": 8,
         "UNEXPECTED": 70,
         "STOPPED": 75,
         "CANCELLED": 76,

@@ -22,6 +22,7 @@ from worker.outcome import Ending, judge
         (Ending(ExitCode.BAD_DATA, draining=True), State.FAILED, False),
         (Ending(ExitCode.GRADER), State.FAILED, False),
         (Ending(ExitCode.NON_FINITE), State.FAILED, False),
+        (Ending(ExitCode.ZERO_GRADIENT), State.FAILED, False),
         (Ending(ExitCode.OUT_OF_MEMORY), None, True),
         (Ending(ExitCode.UNEXPECTED), None, True),
         (Ending(ExitCode.UNEXPECTED, draining=True), None, True),
