@@ -67,7 +67,7 @@ def llada_logits(weights: Mapping[str, Array], config: Mapping[str, Any], tokens
 def dream_logits(weights: Mapping[str, Array], config: Mapping[str, Any], tokens: Sequence[int]) -> Array:
     """Logits (T, V) of one row, from published weight names and config keys; row j predicts position j.
 
-    A Qwen2 network without causal mask; as in Dream's sampler, output j - 1 serves position j and output 0 also its own.
+    A Qwen2 network without causal mask; as in Dream's sampler, output j - 1 serves position j, output 0 also its own.
     """
 
     def weight(name: str) -> Array:
