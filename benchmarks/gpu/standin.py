@@ -191,7 +191,9 @@ def install() -> bool:
 
 
 if __name__ == "__main__":
-    install()
+    from benchmarks.gpu import standin  # by its own name: the module that is run becomes `__main__`
+
+    standin.install()
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 else:

@@ -20,9 +20,10 @@ ABSENT = ("pydantic", "pydantic_core", "math_verify", "rich", "hypothesis", "sci
 _HIDE = """
 import importlib.machinery as machinery
 _find = machinery.PathFinder.find_spec
-def _hiding(name, path=None, target=None):
-    return None if name.partition(".")[0] in {absent!r} else _find(name, path, target)
-machinery.PathFinder.find_spec = _hiding
+class Hiding:  # an object and no function: pytest keeps it as an attribute of a class, which would bind a function
+    def __call__(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {absent!r} else _find(name, path, target)
+machinery.PathFinder.find_spec = Hiding()
 """
 
 SPEC: dict[str, Any] = {
@@ -110,9 +111,9 @@ def test_where_pydantic_is_installed_the_stand_in_keeps_away() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_part_runs_on_a_bare_machine(tmp_path: Path, bare: dict[str, str]) -> None:
-    code, content = check(tmp_path / "out.json", environment=bare)
+    code, content = check(tmp_path / "out.json", "--limit-seconds", "3000", environment=bare)
     assert code == 0, content["parts"]
     assert {row["part"] for row in content["rows"]} == {"tests", "update", "rollout", "rl"}
     update = {(row["case"], row["objective"], row["n_t"]) for row in content["rows"] if row["part"] == "update"}
