@@ -11,7 +11,11 @@ _PHASES = (("rollout", "seconds_rollout"), ("grading", "seconds_reward"), ("trai
 _STEP_PHASES = ("rollout", "grading", "training")
 # The loss of a policy gradient tells people nothing.
 _VALUES = (("reward_mean", "mean reward {:.2f}"), ("solved_rate", "solved {:.1%}"))
-_SUPERVISED_VALUES = (("loss", "loss {:.3f}"), ("token_accuracy", "token accuracy {:.1%}"))
+_SUPERVISED_VALUES = (
+    ("loss", "loss {:.3f}"),
+    ("accuracy", "preferred {:.1%}"),
+    ("token_accuracy", "token accuracy {:.1%}"),
+)
 _SHOWN_FROM_S = 0.05
 
 

@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-_TRAIN_WORDS = {"reward_mean": "train mean reward", "solved_rate": "train solved rate", "loss": "train loss"}
+_TRAIN_WORDS = {
+    "reward_mean": "train mean reward",
+    "solved_rate": "train solved rate",
+    "loss": "train loss",
+    "accuracy": "train preference accuracy",
+}
 _VALID_WORDS = {
     "sampled_reward_mean": "full validation mean reward",
     "sampled_solved_rate": "full validation solved rate",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,18 @@ def test_a_bad_row_is_named_by_its_line_and_field(tmp_path: Path, policy: Policy
         load(tmp_path, policy, pair(), b"", line, pair())
     assert (caught.value.line, caught.value.param) == (3, "train_data")
     assert "line 3" in caught.value.message
+
+
+def test_the_example_pairs_demonstrations(tmp_path: Path, policy: Policy) -> None:
+    names = [str(tmp_path / name) for name in ("good.jsonl", "bad.jsonl", "pairs.jsonl")]
+    for name, answers in zip(names, (("1", "2"), ("3", "2")), strict=False):
+        rows = [{"messages": [USER, *said(answer)], "note": answer} for answer in answers]
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script = Path(__file__).parents[3] / "examples" / "preferences" / "pair.py"
+    subprocess.run([sys.executable, str(script), *names], check=True)
+    (row,) = load_pairs(names[-1], policy, 16, param="train_data")
+    assert row.item["note"] == "1"
+    assert [policy.decode(ids) for ids in (row.answer_ids, row.rejected_ids)] == ["1", "3"]
 
 
 def test_a_file_that_is_missing_or_empty_is_an_error(tmp_path: Path, policy: Policy) -> None:
