@@ -25,6 +25,8 @@ def draw(table: Table, path: Path) -> None:
             figure = _gradients(plt, table.rows)
         case "table2":
             figure = _by_n_t(plt, table.rows)
+        case "sweep":
+            figure = _by_rate(plt, table.rows)
         case _:
             figure = _methods(plt, table.rows)
     figure.suptitle(table.title, fontsize=10)
@@ -49,7 +51,9 @@ def _methods(plt: Any, rows: Sequence[Row]) -> Any:
                 axis.axvline(row[column], color="0.5", linestyle=":")
                 continue
             y = names.index(row["method"])
-            axis.errorbar(row[column], y, xerr=row[f"{column}_sd"] or 0, fmt="D", markersize=5, capsize=3, color="C0")
+            axis.errorbar(
+                row[column], y, xerr=row[f"{column}_sd"] or 0, fmt="D", markersize=6, mfc="none", capsize=3, color="C0"
+            )
             each = _each(row, column)
             axis.plot(each, [y] * len(each), ".", color="0.35", markersize=5)
         axis.set(title=f"{task}, {column.replace('_', ' ')}", xlabel="share")
@@ -69,6 +73,18 @@ def _by_n_t(plt: Any, rows: Sequence[Row]) -> Any:
             axis.axhline(base[0], color="0.5", linestyle=":", label="base")
         axis.set(title=column.replace("_", " "), xlabel="n_t")
         axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _by_rate(plt: Any, rows: Sequence[Row]) -> Any:
+    columns = METRICS["sudoku"]
+    figure, axes = plt.subplots(1, len(columns), figsize=(3 * len(columns), 3), layout="constrained")
+    for axis, column in zip(_flat(axes), columns, strict=True):
+        for name in dict.fromkeys(row["method"] for row in rows):
+            done = [row for row in rows if row["method"] == name and column in row]
+            axis.plot([row["learning_rate"] for row in done], [row[column] for row in done], ".-", label=name)
+        axis.set(title=column.replace("_", " "), xlabel="learning rate", xscale="log")
+    _flat(axes)[0].legend(frameon=False, fontsize=6)
     return figure
 
 
@@ -104,7 +120,10 @@ def _gradients(plt: Any, rows: Sequence[Row]) -> Any:
             if name == "bias" and algorithm == "bgpo":
                 floor = [(row["n_t"], row["noise_floor"]) for row in of_it if "noise_floor" in row]
                 axis.plot(*zip(*floor, strict=True), ":", color="0.5", label="noise floor (bgpo)") if floor else None
+        n_t = sorted({row["n_t"] for row in rows if row.get("case") == case and "n_t" in row})
+        axis.set_xticks(n_t, [str(n) for n in n_t])
         axis.set(title=f"{case}: gradient {name} / |gold|", xlabel="n_t", yscale="log")
+        axis.title.set_fontsize(9)
         axis.legend(frameon=False, fontsize=7)
     times = [row for row in rows if row["kind"] == "step time" and "step_seconds" in row]
     below = [0.0] * len(times)
@@ -113,7 +132,8 @@ def _gradients(plt: Any, rows: Sequence[Row]) -> Any:
         axes[-1].bar([str(row["n_t"]) for row in times], seconds, bottom=below, label=phase)
         below = [a + b for a, b in zip(below, seconds, strict=True)]
     axes[-1].set(title="bgpo: seconds of a step", xlabel="n_t")
-    axes[-1].legend(frameon=False, fontsize=7)
+    axes[-1].set_ylim(top=1.4 * max(below, default=1.0))
+    axes[-1].legend(frameon=False, fontsize=7, ncols=2, loc="upper left")
     return figure
 
 
@@ -124,8 +144,9 @@ def _curve(axis: Any, rows: Sequence[Row], column: str, label: str, color: str) 
         return
     n_t = [row["n_t"] for row in rows]
     spread = [row[f"{column}_sd"] or 0 for row in rows]
+    style = "D--" if label == "elbo_ratio" else "D-"  # on-policy it lies on bgpo's
     axis.errorbar(
-        n_t, [row[column] for row in rows], yerr=spread, fmt="D-", markersize=4, capsize=3, color=color, label=label
+        n_t, [row[column] for row in rows], yerr=spread, fmt=style, markersize=4, capsize=3, color=color, label=label
     )
     for row in rows:
         each = _each(row, column)
