@@ -17,6 +17,7 @@ One thread, deterministic up to floating-point summation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -61,10 +62,12 @@ class Repetitions:
         return float(self.deviations.mean()) / len(self.deviations)
 
 
-def repetitions(gradients_RW: Tensor, values: list[float]) -> Repetitions:
-    """Summarize R gradients. R is at least 2."""
-    mean = gradients_RW.mean(0)
-    squares = (gradients_RW - mean).square().sum(-1, dtype=torch.float64).numpy()
+def repetitions(gradients: Sequence[Tensor], values: list[float]) -> Repetitions:
+    """Summarize R gradients (weights,). R is at least 2. One after the other: stacked they are hundreds of MB."""
+    mean = torch.zeros_like(gradients[0])
+    for gradient in gradients:
+        mean += gradient / len(gradients)
+    squares = np.array([float((gradient - mean).square().sum(dtype=torch.float64)) for gradient in gradients])
     return Repetitions(mean, squares * len(squares) / (len(squares) - 1), np.array(values))
 
 
@@ -117,15 +120,14 @@ def _repeat(
 ) -> Repetitions:
     """Gradients of the ELBO estimate of one response, each from n_t canvases of its own."""
     weights = list(policy.model.parameters())
-    gradients = torch.empty((repeats, sum(weight.numel() for weight in weights)))
-    values = []
+    gradients, values = [], []
     for repeat in range(repeats):
         own = stream_keys(int(key), Purpose.ELBO, place, n_t, repeat).view(1)
         masks, factors = draw_masks(own, canvases.lengths_B, canvases.response_length, n_t, estimator)
         several = canvases.select(torch.zeros(n_t, dtype=torch.int64))
         estimate = elbo_terms_of(policy, several, masks[0], factors[0]).mean()
         parts = torch.autograd.grad(estimate, weights)
-        torch.cat([part.flatten() for part in parts], out=gradients[repeat])
+        gradients.append(torch.cat([part.flatten() for part in parts]))
         values.append(float(estimate.detach()))
     return repetitions(gradients, values)
 

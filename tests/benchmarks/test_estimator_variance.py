@@ -20,12 +20,12 @@ def noisy(centre: list[float], spread: float, repeats: int, seed: int) -> Repeti
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((repeats, len(centre)), generator=generator)
     values = 3 + 2 * spread * torch.randn(repeats, generator=generator)
-    return repetitions(torch.tensor(centre) + spread * noise, values.tolist())
+    return repetitions(list(torch.tensor(centre) + spread * noise), values.tolist())
 
 
 def test_deviations_have_the_trace_of_the_covariance_as_their_mean() -> None:
     gradients = torch.randn((7, 5), generator=torch.Generator().manual_seed(0))
-    found = repetitions(gradients, [0.0] * 7)
+    found = repetitions(list(gradients), [0.0] * 7)
     trace = np.trace(np.cov(gradients.double().numpy(), rowvar=False))
     assert found.deviations.mean() == pytest.approx(trace, rel=1e-5)
     assert found.variance_of_mean == pytest.approx(trace / 7, rel=1e-5)
