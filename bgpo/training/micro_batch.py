@@ -14,12 +14,30 @@ from bgpo.training.reporter import Reporter
 T = TypeVar("T")
 
 
-class MicroBatch:
-    """Runs gradient accumulations; `size` never changes what they compute."""
+def does_not_fit(size: int) -> OutOfMemory:
+    """What a run fails with when even `size` canvases are too many."""
+    return OutOfMemory(
+        f"the policy update does not fit with micro_batch {size}; lower micro_batch or max_completion_length",
+        "method.micro_batch",
+    )
 
-    def __init__(self, size: int, optimizer: Optimizer, reporter: Reporter) -> None:
+
+class MicroBatch:
+    """Runs gradient accumulations; `size` never changes what they compute.
+
+    An accumulation makes all gradients of an optimizer step or none, so what a failed attempt left is dropped.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        optimizer: Optimizer,
+        reporter: Reporter,
+        failure: Callable[[int], OutOfMemory] = does_not_fit,
+    ) -> None:
+        """`failure` makes the error of a size that does not fit."""
         self.size = size
-        self._optimizer, self._reporter = optimizer, reporter
+        self._optimizer, self._reporter, self._failure = optimizer, reporter, failure
         self._halved = False
 
     def run(self, accumulate: Callable[[int], T]) -> T:
@@ -32,7 +50,7 @@ class MicroBatch:
             return accumulate(self.size)
         except torch.OutOfMemoryError as error:
             if self._halved or self.size == 1:
-                raise self._failure() from error
+                raise self._failure(self.size) from error
         self._halved = True
         self._optimizer.discard_gradients()
         self.size //= 2
@@ -40,10 +58,4 @@ class MicroBatch:
         try:
             return accumulate(self.size)
         except torch.OutOfMemoryError as error:
-            raise self._failure() from error
-
-    def _failure(self) -> OutOfMemory:
-        return OutOfMemory(
-            f"the policy update does not fit with micro_batch {self.size}; lower micro_batch or max_completion_length",
-            "method.micro_batch",
-        )
+            raise self._failure(self.size) from error

@@ -26,6 +26,7 @@ from bgpo.spec import Reinforcement, RunSpec
 from bgpo.training.cluster import Cluster
 from bgpo.training.groups import Collected
 from bgpo.training.guards import check_gradient
+from bgpo.training.micro_batch import MicroBatch, does_not_fit
 from bgpo.training.optimizer import Optimizer
 from bgpo.training.policy_gradient import Accumulated, accumulate_gradient
 from bgpo.training.reference import Reference
@@ -61,7 +62,7 @@ class PolicyUpdate:
         self._policy, self._optimizer, self._seed = policy, optimizer, spec.seed
         self._method, self._reporter, self._cluster = method, reporter, cluster
         self._reference = Reference.of(policy, spec) if method.kl_coefficient > 0 else None
-        self._halved = False
+        self._micro_batch = MicroBatch(method.micro_batch, optimizer, reporter, self._out_of_memory)
 
     def run(self, step: int, collected: Collected, watch: Stopwatch) -> list[Update]:
         """Train on the collected groups; one result for each mini-batch with signal."""
@@ -133,34 +134,15 @@ class PolicyUpdate:
         return update
 
     def _within_memory(self, work: Callable[[Reinforcement], T]) -> T:
-        """Do work; on running out of memory halve the micro-batch, once in a run, and do it again.
+        """Do work with the micro-batch that fits."""
+        return self._micro_batch.run(lambda size: work(self._method.model_copy(update={"micro_batch": size})))
 
-        The work accumulates all gradients of an optimizer step or none, so what a failed attempt left is dropped.
-        """
-        try:
-            return work(self._method)
-        except torch.OutOfMemoryError as error:
-            if self._halved or self._method.micro_batch == 1:
-                raise self._out_of_memory() from error
-        self._halved = True
-        self._optimizer.discard_gradients()
-        self._method = self._method.model_copy(update={"micro_batch": self._method.micro_batch // 2})
-        self._reporter.log("warn", f"out of memory: micro_batch is now {self._method.micro_batch}")
-        try:
-            return work(self._method)
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory() from error
-
-    def _out_of_memory(self) -> OutOfMemory:
+    def _out_of_memory(self, micro_batch: int) -> OutOfMemory:
         method = self._method
-        if not OBJECTIVES[method.algorithm].linear and method.micro_batch <= method.mc_samples:
-            return OutOfMemory(
-                f"{method.algorithm} holds the {method.mc_samples} samples of a response in memory at once, and they "
-                "do not fit; lower mc_samples, or use a linear algorithm such as bgpo",
-                "method.mc_samples",
-            )
+        if OBJECTIVES[method.algorithm].linear or micro_batch > method.mc_samples:
+            return does_not_fit(micro_batch)
         return OutOfMemory(
-            f"the policy update does not fit with micro_batch {method.micro_batch}; lower micro_batch or "
-            "max_completion_length",
-            "method.micro_batch",
+            f"{method.algorithm} holds the {method.mc_samples} samples of a response in memory at once, and they "
+            "do not fit; lower mc_samples, or use a linear algorithm such as bgpo",
+            "method.mc_samples",
         )
