@@ -112,7 +112,7 @@ def assert_all_gone(parts: dict[str, psutil.Process]) -> None:
     assert alive == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_asked_to_stop_it_hands_the_job_back_and_leaves_nothing(
     up: Callable[..., Any], tmp_path: Path, number: signal.Signals
 ) -> None:

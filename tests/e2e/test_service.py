@@ -121,6 +121,7 @@ def test_from_upload_to_a_model_that_measures_the_same(
     assert again == last
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_changes_nothing_about_the_result(
     service: Running, client: openai.OpenAI, puzzles: tuple[Path, Path], job_body: JobBody
 ) -> None:
