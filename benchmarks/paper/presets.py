@@ -45,8 +45,9 @@ class GradientStudy:
     """Independent estimates of each kind."""
     gold_n_t: int
     gold_draws: int
+    """The gold is the mean of so many estimates: several, so that its own noise is known."""
     drift_steps: int
-    """Optimizer steps between the rollout policy and the policy, in the off-policy case."""
+    """Optimizer steps between the rollout policy and the policy, off-policy; 1 = the second of two mini-batches."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ PRESETS = {
         device="cpu",
         memory_n_t=(1, 2, 4, 8, 16),
         gradients=GradientStudy(
-            prompts=4, group_size=4, n_t=(1, 2, 4, 8, 16), draws=24, gold_n_t=256, gold_draws=2, drift_steps=4
+            prompts=4, group_size=4, n_t=(1, 2, 4, 8, 16), draws=16, gold_n_t=64, gold_draws=16, drift_steps=1
         ),
     ),
     "h200": Preset(
@@ -139,7 +140,7 @@ PRESETS = {
         device="auto",
         memory_n_t=(1, 2, 4, 8, 16, 64),
         gradients=GradientStudy(
-            prompts=8, group_size=8, n_t=(1, 2, 4, 8, 16), draws=32, gold_n_t=256, gold_draws=4, drift_steps=4
+            prompts=8, group_size=8, n_t=(1, 2, 4, 8, 16), draws=32, gold_n_t=64, gold_draws=32, drift_steps=1
         ),
     ),
     "smoke": Preset(
