@@ -114,7 +114,7 @@ PRESETS = {
         device="cpu",
         memory_n_t=(1, 2, 4, 8, 16),
         gradients=GradientStudy(
-            prompts=4, group_size=4, n_t=(1, 2, 4, 8, 16), draws=16, gold_n_t=64, gold_draws=16, drift_steps=1
+            prompts=2, group_size=4, n_t=(1, 2, 4, 8, 16), draws=16, gold_n_t=64, gold_draws=16, drift_steps=1
         ),
     ),
     "h200": Preset(
