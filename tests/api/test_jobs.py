@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -442,81 +439,6 @@ class TestStream:
             next(lines)
             service.server.stop()
             assert "[DONE]" not in "".join(lines)
-
-
-class TestCheckpoints:
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        folder = tmp_path / "step-000020"
-        (folder / "trainer_state").mkdir(parents=True)
-        (folder / "model.safetensors").write_bytes(bytes(range(256)) * 9000)
-        (folder / "config.json").write_text("{}")
-        (folder / "tokenizer.json").write_text("")
-        (folder / "trainer_state" / "optimizer.safetensors").write_bytes(b"x" * 513)
-        (folder / "manifest.json").write_text('{"files": []}')
-        return folder
-
-    @pytest.fixture
-    def url(self, service: Any, folder: Path) -> str:
-        claim = service.claim(service.create()["id"])
-        return f"/v1/fine_tuning/checkpoints/{service.checkpoint(claim, 20, folder, final=True)}"
-
-    def test_manifest_and_files(self, service: Any, url: str, folder: Path) -> None:
-        with service.http() as http:
-            assert http.get(url).json()["step_number"] == 20
-            listed = http.get(f"{url}/files").json()["data"]
-            kinds = {file["path"]: file["kind"] for file in listed}
-            assert kinds == {
-                "config.json": "config", "manifest.json": "config", "model.safetensors": "weights",
-                "tokenizer.json": "tokenizer", "trainer_state/optimizer.safetensors": "trainer_state",
-            }  # fmt: skip
-            for file in listed:
-                answer = http.get(f"{url}/files/{file['path']}")
-                assert answer.content == (folder / file["path"]).read_bytes()
-                assert len(answer.content) == file["bytes"]
-                assert hashlib.sha256(answer.content).hexdigest() == file["sha256"]
-                assert answer.headers["x-checksum-sha256"] == file["sha256"]
-                assert answer.headers["etag"] == f'"{file["sha256"]}"'
-            part = http.get(f"{url}/files/model.safetensors", headers={"range": "bytes=5-"})
-            assert (part.status_code, part.content) == (206, (folder / "model.safetensors").read_bytes()[5:])
-
-    @pytest.mark.parametrize(
-        "path", ["nope", "../config.json", "..%2f..%2fbgpo.db", "trainer_state", "", "%00", "/etc/passwd"]
-    )
-    def test_only_files_of_the_manifest(self, service: Any, url: str, path: str) -> None:
-        with service.http() as http:
-            error_of(http.get(f"{url}/files/{path}"), 404)
-
-    def test_tar(self, service: Any, url: str, folder: Path) -> None:
-        with service.http() as http:
-            answer = http.get(f"{url}/content")
-            assert http.get(f"{url}/content").content == answer.content
-            etag = {"if-none-match": answer.headers["etag"]}
-            assert http.get(f"{url}/content", headers=etag).status_code == 304
-        assert int(answer.headers["content-length"]) == len(answer.content)
-        with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
-            found = {member.name.partition("/")[2]: archive.extractfile(member) for member in archive.getmembers()}
-            assert all(member.isreg() for member in archive.getmembers())
-            paths = [path for path in folder.rglob("*") if path.is_file()]
-            assert len(found) == len(paths)
-            for path in paths:
-                file = found[path.relative_to(folder).as_posix()]
-                assert file is not None
-                assert file.read() == path.read_bytes()
-
-    def test_damage_in_the_store_shows(self, service: Any, url: str) -> None:
-        for path in service.ctx.settings.home.joinpath("artifacts").rglob("model.safetensors"):
-            path.write_bytes(b"short")
-        with service.http() as http:
-            for tail in ("/files/model.safetensors", "/content"):
-                with pytest.raises(Exception, match=r"(?i)incomplete|closed"):
-                    http.get(url + tail)
-
-    @pytest.mark.parametrize("tail", ["", "/files", "/files/config.json", "/content"])
-    def test_unknown_checkpoints(self, service: Any, tail: str) -> None:
-        with service.http() as http:
-            for checkpoint_id in ("ftckpt_0", "ftckpt_" + "0" * 32, "x"):
-                error_of(http.get(f"/v1/fine_tuning/checkpoints/{checkpoint_id}{tail}"), 404)
 
 
 def test_jobs_and_lists_on_postgresql(
