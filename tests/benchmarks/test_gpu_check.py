@@ -111,7 +111,7 @@ def test_where_pydantic_is_installed_the_stand_in_keeps_away() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_every_part_runs_on_a_bare_machine(tmp_path: Path, bare: dict[str, str]) -> None:
     code, content = check(tmp_path / "out.json", "--limit-seconds", "3000", environment=bare)
     assert code == 0, content["parts"]
