@@ -10,8 +10,9 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from jobs.resources import Bell
+
 RUN_JOB = "bgpo.run_job"
-QUEUE = "bgpo"
 _CONNECT_TIMEOUT_S = 2.0
 
 log = structlog.get_logger(__name__)
@@ -23,7 +24,6 @@ class Doorbell:
     def __init__(self, redis_url: str) -> None:
         self._celery = Celery("bgpo", broker=redis_url, set_as_current=False)
         self._celery.conf.update(
-            task_default_queue=QUEUE,
             task_ignore_result=True,
             task_serializer="json",
             broker_connection_timeout=_CONNECT_TIMEOUT_S,
@@ -36,12 +36,12 @@ class Doorbell:
             },
         )
 
-    def ring(self, job_id: str) -> bool:
-        """Announce a job; False (and a log line) when the broker cannot be reached."""
+    def ring(self, bell: Bell) -> bool:
+        """Announce a job to the workers of its class; False (and a log line) when the broker cannot be reached."""
         try:
-            self._celery.send_task(RUN_JOB, [job_id], queue=QUEUE, retry=False, ignore_result=True)
+            self._celery.send_task(RUN_JOB, [bell.job_id], queue=bell.queue, retry=False, ignore_result=True)
         except OperationalError as error:
-            log.warning("doorbell.failed", job_id=job_id, error=str(error))
+            log.warning("doorbell.failed", job_id=bell.job_id, error=str(error))
             return False
         return True
 

@@ -40,6 +40,29 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(60, gt=0, description="Time for the trainer to stop by itself.")
     reconcile_s: float = Field(5, gt=0)
     max_attempts: int = Field(3, ge=1, description="Attempts of a job without a new checkpoint.")
+    max_queue_age_s: float | None = Field(None, gt=0, description="A job queued for longer fails; None = never.")
+    stall_s: float = Field(1800, gt=0, description="A trainer that reports nothing for this long is restarted.")
+    stall_loading_s: float = Field(3600, gt=0, description="The same while it loads the model.")
+    min_free_bytes: int = Field(1 << 30, ge=0, description="A worker with less free disk takes no jobs.")
+    orphan_age_s: float = Field(86_400, gt=0, description="Files without a row are removed when older than this.")
+    sweep_s: float = Field(3600, gt=0, description="Seconds between two looks for such files.")
+
+    max_queued_jobs: int = Field(100, ge=1, description="Jobs of a project that may wait.")
+    max_running_jobs: int | None = Field(None, ge=1, description="Jobs of a project that may run; None = any number.")
+    max_gpus: int = Field(8, ge=1, description="Accelerators one job may ask for.")
+
+    webhook_secret: SecretStr | None = Field(None, description="`whsec_` + base64; signs webhooks. None = no webhooks.")
+    webhook_allow_private: bool = Field(False, description="Webhooks may go to http:// and private addresses.")
+    webhook_timeout_s: float = Field(10, gt=0)
+    admin_key: SecretStr | None = Field(None, description="The key for /v1/organization; without any key, loopback.")
+
+    worker_gpus: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cpu:[1-9]\d?|\d+(,\d+)*)$",
+        description="The worker's accelerators: GPU indexes, cpu:N for N processes, auto = all GPUs or the CPU.",
+    )
+    lock_dir: Path | None = Field(None, description="Folder of the GPU locks; None = /run/lock, or the temporary one.")
+    trainer_command: tuple[str, ...] | None = Field(None, description="JSON list; None = this Python -m bgpo.run.")
     trainer_device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     trainer_threads: int | None = Field(None, ge=1, description="CPU threads of a trainer; None = torch's default.")
 

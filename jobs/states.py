@@ -49,11 +49,12 @@ TRANSITIONS: dict[tuple[State, State], frozenset[Actor]] = {
     (State.RUNNING, State.SUCCEEDED): frozenset({_WORKER}),
     (State.RUNNING, State.FAILED): frozenset({_WORKER, _RECONCILER}),
     (State.RUNNING, State.QUEUED): frozenset({_WORKER, _RECONCILER}),
+    (State.RUNNING, State.PAUSED): frozenset({_WORKER}),  # the service's own wish: the disk is full
     (State.RUNNING, State.CANCELLING): frozenset({_API}),
     (State.RUNNING, State.PAUSING): frozenset({_API}),
     (State.PAUSING, State.PAUSED): frozenset({_WORKER, _RECONCILER}),
     (State.PAUSING, State.SUCCEEDED): frozenset({_WORKER}),
-    (State.PAUSING, State.FAILED): frozenset({_WORKER}),
+    (State.PAUSING, State.FAILED): frozenset({_WORKER, _RECONCILER}),
     (State.PAUSING, State.CANCELLING): frozenset({_API}),
     (State.CANCELLING, State.CANCELLED): frozenset({_WORKER, _RECONCILER}),
     (State.PAUSED, State.QUEUED): frozenset({_API}),

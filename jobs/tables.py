@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 """The newest migration."""
 DEFAULT_PROJECT = "proj_default"
 """The one project until keys and projects exist."""
@@ -38,6 +38,7 @@ class Base(DeclarativeBase):
         int: sa.BigInteger(),
         dict[str, Any]: Json,
         list[dict[str, Any]]: Json,
+        list[str]: Json,
     }
 
 
@@ -69,6 +70,7 @@ class Job(Base):
         sa.UniqueConstraint("project_id", "tuned_model"),
         sa.Index(None, "project_id", "created_at", "id"),
         sa.Index(None, "state", "not_before"),
+        sa.Index(None, "project_id", "state"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -92,6 +94,19 @@ class Job(Base):
     tuned_model: Mapped[str]
     """Name of the resulting model; shown only when the job has succeeded."""
     total_steps: Mapped[int]
+    request: Mapped[dict[str, Any] | None]
+    """The create body as sent, for `clone`; None in jobs of schema 0001."""
+    source_job_id: Mapped[str | None]
+    """The job this one was made from by `retry` or `clone`."""
+    webhook_url: Mapped[str | None]
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    """-1 low, 0 normal, 1 high."""
+    gpus: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Accelerators asked for; on CPU workers, processes."""
+    gpu_type: Mapped[str | None]
+    """Accelerator class asked for (`jobs.resources`); None = any."""
+    max_runtime_s: Mapped[float | None]
+    """Seconds the job's attempts may take together."""
 
     state: Mapped[str]
     desired: Mapped[str]
@@ -103,6 +118,8 @@ class Job(Base):
     max_attempts: Mapped[int]
     lease_owner: Mapped[str | None]
     lease_until: Mapped[float | None]
+    queued_at: Mapped[float | None]
+    """When it last entered the queue by a user's wish; an interrupted job keeps its place."""
     not_before: Mapped[float] = mapped_column(default=0.0)
     rung_at: Mapped[float | None]
     last_step: Mapped[int] = mapped_column(default=0)
@@ -112,6 +129,13 @@ class Job(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     error_param: Mapped[str | None]
+    error_phase: Mapped[str | None]
+    error_step: Mapped[int | None]
+    error_log: Mapped[str | None]
+    """The end of the trainer's log."""
+    pause_code: Mapped[str | None]
+    """Why the service paused the job; None when the user did."""
+    pause_message: Mapped[str | None]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
 
@@ -124,11 +148,22 @@ class Attempt(Base):
     job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
     epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     worker_id: Mapped[str]
+    host: Mapped[str | None]
+    devices: Mapped[list[str] | None]
+    """Accelerators the attempt holds, by name."""
+    pid: Mapped[int | None]
+    """Of the process the worker started."""
+    resumed_step: Mapped[int | None]
+    """Step of the checkpoint it went on from; None = from the base model."""
     started_at: Mapped[float]
     ended_at: Mapped[float | None]
     outcome: Mapped[str | None]
     exit_code: Mapped[int | None]
     signal: Mapped[int | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    error_phase: Mapped[str | None]
+    error_step: Mapped[int | None]
 
 
 class Event(Base):
@@ -199,6 +234,12 @@ class Checkpoint(Base):
     manifest_sha256: Mapped[str]
     bytes: Mapped[int]
     final: Mapped[bool]
+    best: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """Its evaluation was the best of the job when it was written; the newest such row is the best."""
+    pinned: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """Kept until a user unpins it."""
+    damaged: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """Its files were found missing or altered; never resumed from."""
     metrics: Mapped[dict[str, Any]]
 
 
@@ -211,6 +252,37 @@ class Worker(Base):
     host: Mapped[str]
     pid: Mapped[int]
     device: Mapped[str]
+    gpu_type: Mapped[str] = mapped_column(default="cpu", server_default="cpu")
+    gpus: Mapped[int] = mapped_column(default=1, server_default="1")
+    devices: Mapped[list[str] | None]
+    state: Mapped[str] = mapped_column(default="idle", server_default="idle")
+    """idle, busy, draining, or unfit (see `problem`)."""
+    job_id: Mapped[str | None]
+    problem: Mapped[str | None]
+    """Why an unfit worker takes no jobs."""
     version: Mapped[str]
     started_at: Mapped[float]
     last_seen: Mapped[float]
+
+
+class Delivery(Base):
+    """One webhook to be delivered: the outbox. Written in the transaction that ends the job."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (sa.Index(None, "state", "next_at"), sa.UniqueConstraint("job_id", "type"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """`evt_...`: the event's id, and the webhook-id header of every try."""
+    project_id: Mapped[str]
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"))
+    type: Mapped[str]
+    """fine_tuning.job.succeeded, .failed or .cancelled."""
+    url: Mapped[str]
+    created_at: Mapped[float]
+    state: Mapped[str]
+    """pending, delivered or dead."""
+    attempts: Mapped[int]
+    next_at: Mapped[float]
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    delivered_at: Mapped[float | None]

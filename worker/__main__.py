@@ -13,6 +13,7 @@ from typing import Any
 from celery.signals import worker_shutting_down
 
 from jobs.log import configure_logging
+from jobs.resources import queue_names
 from jobs.settings import Settings
 from worker.app import create_app
 from worker.context import WorkerContext
@@ -46,6 +47,7 @@ def main() -> None:
                 "--without-gossip",  # workers learn of each other from the database
                 "--without-mingle",
                 f"--hostname={context.worker_id}",
+                f"--queues={','.join(queue_names(context.slot))}",
                 f"--loglevel={settings.log_level}",
             ]
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from celery import Celery
 
-from jobs.doorbell import QUEUE
 from jobs.settings import Settings
 
 
@@ -17,7 +16,6 @@ def create_app(settings: Settings) -> Celery:
     """The Celery application of a worker process, without tasks."""
     app = Celery("bgpo", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
-        task_default_queue=QUEUE,
         task_acks_late=False,
         task_ignore_result=True,
         task_serializer="json",

@@ -13,6 +13,7 @@ from uuid_utils import uuid7
 from jobs.artifacts import ArtifactStore
 from jobs.db import Database
 from jobs.doorbell import Doorbell
+from jobs.resources import Slot
 from jobs.settings import Settings
 
 TRAINER = (sys.executable, "-m", "bgpo.run")
@@ -26,7 +27,7 @@ class WorkerContext:
     database: Database
     store: ArtifactStore
     doorbell: Doorbell
-    worker_id: str
+    slot: Slot
     trainer: tuple[str, ...] = TRAINER
     """Command of the trainer; gets `spec.json --record-fd N` appended."""
     draining: threading.Event = field(default_factory=threading.Event)
@@ -34,15 +35,22 @@ class WorkerContext:
     busy: threading.Lock = field(default_factory=threading.Lock)
     """Held while a doorbell is being answered."""
 
+    @property
+    def worker_id(self) -> str:
+        """This process, in leases and in the registry."""
+        return self.slot.worker_id
+
     @classmethod
     def create(cls, settings: Settings) -> WorkerContext:
         """Connect to what the settings name."""
+        host = socket.gethostname()
         return cls(
             settings=settings,
             database=Database(settings.database_url),
             store=ArtifactStore(settings.artifacts_url),
             doorbell=Doorbell(settings.redis_url.get_secret_value()),
-            worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-8:]}",
+            slot=Slot(f"{host}-{os.getpid()}-{uuid7().hex[-8:]}", host),
+            trainer=settings.trainer_command or TRAINER,
         )
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ import structlog
 from bgpo import __version__
 from jobs.log import configure_logging
 from jobs.repositories import jobs, workers
+from jobs.resources import Bell
 from jobs.settings import Settings
 from worker.context import WorkerContext
 
@@ -24,9 +25,9 @@ _FORGET_WORKERS_S = 24 * 3600
 _log = structlog.get_logger(__name__)
 
 
-def ring(context: WorkerContext, job_ids: Sequence[str]) -> None:
+def ring(context: WorkerContext, bells: Sequence[Bell]) -> None:
     """Ring for jobs and remember it. Outside any transaction: the broker may take its time."""
-    rung = [job_id for job_id in job_ids if context.doorbell.ring(job_id)]
+    rung = [bell for bell in bells if context.doorbell.ring(bell)]
     if rung:
         with context.database.transaction() as session:
             jobs.mark_rung(session, rung)

@@ -20,6 +20,7 @@ from bgpo.errors import InvalidInput
 from bgpo.records import CheckpointRecord, ErrorRecord, parse_record
 from jobs.repositories import jobs
 from jobs.repositories.jobs import Claim, JobError
+from jobs.resources import Bell
 from jobs.states import State
 from worker.context import WorkerContext
 from worker.lease import Lease
@@ -203,7 +204,7 @@ class Supervisor:
                 time.sleep(1)
                 continue
             if written and outcome.state is None and self._backoff() == 0:
-                ring(self._context, [self._claim.job_id])
+                ring(self._context, [Bell(self._claim.job_id, self._claim.gpus, self._claim.gpu_type)])
             return written
         return False
 

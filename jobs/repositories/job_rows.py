@@ -20,7 +20,7 @@ from jobs.tables import Job
 
 def insert(session: Session, job: Job) -> Job:
     """Add a job; the database sets its creation time. Raises IntegrityError when its idempotency key is taken."""
-    job.created_at = session.scalars(sa.select(now())).one()
+    job.created_at = job.queued_at = session.scalars(sa.select(now())).one()
     session.add(job)
     session.flush()
     return job
@@ -114,7 +114,7 @@ def resume(session: Session, project_id: str, job_id: str) -> Job | None:
     _refuse_terminal(job, "resumed")
     if job.state != State.PAUSED:
         raise InvalidState(f"Job {job_id} is {job.state}; it can be resumed once it is paused.")
-    move(session, job_id, State.QUEUED, Actor.API, desired="run", not_before=0.0, rung_at=None)
+    move(session, job_id, State.QUEUED, Actor.API, desired="run", not_before=0.0, rung_at=None, queued_at=now())
     events.append(session, job_id, None, "info", "Fine-tuning job resumed")
     return get(session, project_id, job_id)
 

@@ -18,6 +18,7 @@ from jobs.db import now
 from jobs.repositories import events
 from jobs.repositories.dialect import is_postgresql
 from jobs.repositories.text import clean
+from jobs.resources import Bell, Slot
 from jobs.states import ACTIVE, TERMINAL, Actor, State, allowed, sources
 from jobs.tables import Attempt, Job
 
@@ -39,16 +40,24 @@ class Claim:
     attempts_left: int
     trained: bool
     """An earlier attempt has published the final checkpoint."""
+    gpus: int = 1
+    gpu_type: str | None = None
+    runtime_left_s: float | None = None
+    """Seconds until its deadline; None without one."""
+    oom_step: int | None = None
+    """Step at which an earlier attempt ran out of memory and since which no checkpoint was made."""
 
 
 @dataclass(frozen=True)
 class JobError:
-    """Why a job failed, for its user; `detail` (the end of the log) goes into the event only."""
+    """Why an attempt or a job failed, for its user; `code` is one of `jobs.failures`, `detail` the end of the log."""
 
     code: str
     message: str
     param: str | None = None
     detail: str | None = None
+    phase: str | None = None
+    step: int | None = None
 
 
 def move(
@@ -99,7 +108,25 @@ def claim(session: Session, job_id: str, worker_id: str, lease_s: float) -> Clai
         total_steps=job.total_steps,
         attempts_left=job.attempts_left,
         trained=job.final_checkpoint_id is not None,
+        gpus=job.gpus,
+        gpu_type=job.gpu_type,
     )
+
+
+def claim_next(session: Session, slot: Slot, lease_s: float, *, max_running: int | None = None) -> Claim | None:
+    """Take the queued job that is next for this worker, if there is one.
+
+    Args:
+        max_running: jobs of one project that may run at once; None = any number.
+    """
+    fits = (Job.gpus <= slot.gpus, sa.or_(Job.gpu_type.is_(None), Job.gpu_type == slot.gpu_type))
+    ready = (Job.state == State.QUEUED, Job.desired == "run", Job.not_before <= now())
+    order = (Job.priority.desc(), Job.queued_at, Job.id)
+    for job_id in session.scalars(sa.select(Job.id).where(*fits, *ready).order_by(*order).limit(8)):
+        claimed = claim(session, job_id, slot.worker_id, lease_s)
+        if claimed is not None:
+            return claimed
+    return None
 
 
 def renew(session: Session, job_id: str, epoch: int, lease_s: float) -> str | None:
@@ -186,16 +213,21 @@ def reap(session: Session, reap_after_s: float, *, limit: int = 50) -> list[str]
     return [job_id for job_id, _, _ in rows]
 
 
-def to_ring(session: Session, older_than_s: float = 30, *, limit: int = 100) -> list[str]:
+def to_ring(session: Session, older_than_s: float = 30, *, limit: int = 100) -> list[Bell]:
     """Queued jobs whose doorbell was never rung, or long ago."""
     ready = (Job.state == State.QUEUED, Job.desired == "run", Job.not_before <= now())
     silent = sa.or_(Job.rung_at.is_(None), Job.rung_at < now() - older_than_s)
-    return list(session.scalars(sa.select(Job.id).where(*ready, silent).order_by(Job.created_at).limit(limit)))
+    columns = (Job.id, Job.gpus, Job.gpu_type)
+    return [
+        Bell(*row)
+        for row in session.execute(sa.select(*columns).where(*ready, silent).order_by(Job.created_at).limit(limit))
+    ]
 
 
-def mark_rung(session: Session, job_ids: Iterable[str]) -> None:
+def mark_rung(session: Session, bells: Iterable[Bell]) -> None:
     """Remember that the doorbell of these jobs was rung now."""
-    statement = sa.update(Job).where(Job.id.in_(list(job_ids)), Job.state == State.QUEUED).values(rung_at=now())
+    rung = [bell.job_id for bell in bells]
+    statement = sa.update(Job).where(Job.id.in_(rung), Job.state == State.QUEUED).values(rung_at=now())
     session.execute(statement.execution_options(synchronize_session=False))
 
 

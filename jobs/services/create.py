@@ -21,7 +21,8 @@ from bgpo.rewards import Sample, compile_grader
 from jobs.context import Context
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.ids import JOB, new_id, short
-from jobs.repositories import events, files, job_rows, jobs
+from jobs.repositories import events, files, job_rows
+from jobs.services.ringing import ring
 from jobs.states import State
 from jobs.tables import File, Job
 from jobs.wire.recipe import Method, build, method_of
@@ -58,9 +59,7 @@ def create(ctx: Context, project_id: str, body: CreateJob, idempotency_key: str 
         if repeated is None:
             raise
         return repeated
-    if ctx.doorbell.ring(job.id):
-        with ctx.db.transaction() as session:
-            jobs.mark_rung(session, [job.id])
+    ring(ctx, job)
     return job
 
 

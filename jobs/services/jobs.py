@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from jobs.context import Context
 from jobs.errors import InvalidRequest, NotFound
 from jobs.repositories import checkpoints, events, job_rows, metrics, samples
-from jobs.repositories.jobs import mark_rung
 from jobs.services.paging import Page, cut
+from jobs.services.ringing import ring
 from jobs.states import State
 from jobs.tables import Checkpoint, Event, Job, Metric, Sample
 
@@ -45,9 +45,8 @@ def pause(ctx: Context, project_id: str, job_id: str) -> Job:
 def resume(ctx: Context, project_id: str, job_id: str) -> Job:
     """Queue a paused job. Raises NotFound, InvalidState."""
     job = _change(ctx, project_id, job_id, job_rows.resume)
-    if job.state == State.QUEUED and ctx.doorbell.ring(job_id):
-        with ctx.db.transaction() as session:
-            mark_rung(session, [job_id])
+    if job.state == State.QUEUED:
+        ring(ctx, job)
     return job
 
 

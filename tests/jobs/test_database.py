@@ -17,10 +17,11 @@ from alembic.script import ScriptDirectory
 from pydantic import ValidationError
 
 from jobs.db import Database, create_engine, now
-from jobs.doorbell import QUEUE, RUN_JOB, Doorbell
+from jobs.doorbell import RUN_JOB, Doorbell
 from jobs.ids import EVENT, FILE, JOB, is_id, new_id
 from jobs.repositories import job_rows, workers
 from jobs.repositories.schema import is_current
+from jobs.resources import Bell
 from jobs.services.messages import checkpoint_metrics, metrics_event
 from jobs.settings import Settings
 from jobs.tables import SCHEMA, Base, Job, Worker
@@ -141,8 +142,8 @@ class TestSettings:
         assert settings.loopback_only
 
     def test_secrets_do_not_show(self) -> None:
-        settings = Settings(api_key="sk-secret", redis_url="redis://:secret@h/0")
-        assert "secret" not in repr(settings)
+        settings = Settings(api_key="sk-secret", redis_url="redis://:sk-secret@h/0")
+        assert "sk-secret" not in repr(settings)
 
     def test_leases_must_outlive_the_self_fence(self) -> None:
         with pytest.raises(ValidationError, match="self_fence_s"):
@@ -155,10 +156,10 @@ def test_the_doorbell_reaches_the_broker(redis_url: str) -> None:
     doorbell = Doorbell(redis_url)
     doorbell.check()
     broker = redis.Redis.from_url(redis_url)
-    before = broker.llen(QUEUE)
-    assert doorbell.ring("ftjob-1")
-    assert broker.llen(QUEUE) == before + 1
-    message = json.loads(broker.lpop(QUEUE))
+    before = broker.llen("bgpo.any.1")
+    assert doorbell.ring(Bell("ftjob-1"))
+    assert broker.llen("bgpo.any.1") == before + 1
+    message = json.loads(broker.lpop("bgpo.any.1"))
     assert message["headers"]["task"] == RUN_JOB
     assert json.loads(base64.b64decode(message["body"]))[0] == ["ftjob-1"]
     broker.close()
@@ -168,7 +169,7 @@ def test_the_doorbell_reaches_the_broker(redis_url: str) -> None:
 def test_a_broker_that_is_away_is_no_error() -> None:
     doorbell = Doorbell("redis://127.0.0.1:1/0")
     began = time.monotonic()
-    assert not doorbell.ring("ftjob-1")
+    assert not doorbell.ring(Bell("ftjob-1"))
     assert time.monotonic() - began < 10
     with pytest.raises(ConnectionError):
         doorbell.check()

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from jobs.artifacts import Manifest
 from jobs.db import Database, now
 from jobs.repositories import checkpoints, events, job_rows, jobs, metrics, samples
+from jobs.resources import Bell
 from jobs.states import State
 from jobs.tables import DEFAULT_PROJECT, Attempt, Job
 
@@ -200,12 +201,12 @@ class TestEnds:
     def test_a_drain_costs_no_attempt_and_rings_again(self, db: Database, make_running: MakeRunning) -> None:
         claim = make_running(attempts_left=1)
         with db.transaction() as session:
-            jobs.mark_rung(session, [claim.job_id])
+            jobs.mark_rung(session, [Bell(claim.job_id)])
             assert jobs.hand_back(session, claim.job_id, claim.epoch, spend_attempt=False, reason="drain")
-            assert jobs.to_ring(session) == [claim.job_id]
-            jobs.mark_rung(session, [claim.job_id])
+            assert jobs.to_ring(session) == [Bell(claim.job_id)]
+            jobs.mark_rung(session, [Bell(claim.job_id)])
             assert jobs.to_ring(session) == []
-            assert jobs.to_ring(session, older_than_s=-1) == [claim.job_id]
+            assert jobs.to_ring(session, older_than_s=-1) == [Bell(claim.job_id)]
 
     def test_back_off(self, db: Database, make_running: MakeRunning) -> None:
         claim = make_running()

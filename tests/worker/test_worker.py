@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from cli.redis_server import start_redis
 from jobs.db import Database
 from jobs.repositories import jobs
+from jobs.resources import Bell
 from jobs.settings import Settings
 from jobs.tables import Job, Worker
 from worker.app import create_app
@@ -75,7 +76,7 @@ def test_a_worker_answers_the_doorbell_and_leaves_on_sigterm(
     with process("worker", settings, log) as worker:
         wait_for(lambda: get_job(job_id).state == "failed", "the job's end (rung by the worker's own reconciler)")
         second = make_job(model="unheard-of")
-        assert context.doorbell.ring(second)
+        assert context.doorbell.ring(Bell(second))
         wait_for(lambda: get_job(second).state == "failed", "the second job's end")
         with db.read() as session:
             assert [row.pid for row in session.query(Worker)] == [worker.pid]
