@@ -21,12 +21,9 @@ _CODES = {
 _PLANNED = {
     "base_model",
     "resume_from",
-    "priority",
-    "resources",
     "budget",
     "on_grader_error",
     "max_error_rate",
-    "webhook_url",
     "dry_run",
     "at_start",
     "response_format",

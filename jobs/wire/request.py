@@ -6,7 +6,7 @@ their bounds, so that the two cannot drift apart. Every hyperparameter may be "a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, create_model
 
@@ -24,6 +24,10 @@ from bgpo.spec import (
     Supervised,
 )
 from jobs.wire.base import Auto, StorableWire, Wire, refuse
+
+PriorityName = Literal["low", "normal", "high"]
+PRIORITIES: dict[PriorityName, int] = dict(zip(get_args(PriorityName), (-1, 0, 1), strict=True))
+"""As the jobs table has them."""
 
 STRUCTURE = frozenset({"type", "algorithm", "grader", "rollout", "optimizer"})
 """Fields of a method that are not hyperparameters on the wire."""
@@ -130,7 +134,29 @@ class CheckpointingBlock(Wire):
     )
 
 
-class Extensions(Wire):
+class ResourcesBlock(Wire):
+    """`rl.resources`: what a worker must have, and for how long."""
+
+    gpus: int = Field(1, ge=1, description="Accelerators of one worker; on CPU workers, processes.")
+    gpu_type: Annotated[str | None, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)] = Field(
+        None, description="Class of accelerator, as GET /v1/fine_tuning/queue names it. None: any."
+    )
+    max_runtime_s: Annotated[float | None, Field(gt=0)] = Field(
+        None, description="Seconds the job's attempts may take together; then it fails with `deadline`. None: no limit."
+    )
+
+
+class Scheduling(Wire):
+    """The part of `rl` that says when and where a job runs, and who is told. It changes nothing about the result."""
+
+    priority: PriorityName = Field("normal", description="Jobs of a higher one start first, whosever they are.")
+    resources: ResourcesBlock = Field(default_factory=ResourcesBlock)
+    webhook_url: Annotated[str | None, StringConstraints(min_length=1, max_length=2048)] = Field(
+        None, description="Is sent the event that ends the job: https. Needs a webhook secret in the service."
+    )
+
+
+class Extensions(Scheduling):
     """`rl`: what OpenAI's API has no place for."""
 
     eval: EvalBlock = Field(default_factory=EvalBlock)
@@ -162,3 +188,9 @@ class CreateJob(StorableWire):
         None, description="Not supported yet."
     )
     rl: Extensions = Field(default_factory=Extensions)
+
+
+class RetryJob(StorableWire):
+    """What a retry may change: nothing of the recipe. Of `rl.resources`, what is left out stays as it was."""
+
+    rl: Scheduling = Field(default_factory=Scheduling)
