@@ -9,7 +9,7 @@ import re
 
 from uuid_utils import uuid7
 
-FILE, JOB, EVENT, CHECKPOINT = "file-", "ftjob-", "ftevent-", "ftckpt_"
+FILE, JOB, EVENT, CHECKPOINT, WEBHOOK = "file-", "ftjob-", "ftevent-", "ftckpt_", "evt_"
 _TAIL = re.compile(r"[0-9a-f]{32}")
 
 

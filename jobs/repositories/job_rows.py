@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from jobs.db import now
 from jobs.errors import InvalidState
 from jobs.ids import JOB, is_id
-from jobs.repositories import events
+from jobs.repositories import events, webhooks
 from jobs.repositories.dialect import has_pair
 from jobs.repositories.jobs import move
 from jobs.states import TERMINAL, Actor, State
@@ -88,6 +88,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
     target = State.CANCELLING if busy else State.CANCELLED
     move(session, job_id, target, Actor.API, desired="cancel", finished_at=now())
     events.append(session, job_id, None, "info", "Fine-tuning job cancelled")
+    webhooks.enqueue(session, job_id)  # also of a job that still stops: its user is told once
     return get(session, project_id, job_id)
 
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobs.db import now
-from jobs.repositories import events
+from jobs.repositories import events, webhooks
 from jobs.repositories.dialect import is_postgresql
 from jobs.repositories.text import clean
 from jobs.resources import Bell, Slot
@@ -289,6 +289,7 @@ def _end(session: Session, job_id: str, target: State, actor: Actor, error: JobE
             raise ValueError(f"job {job_id} cannot succeed without a final checkpoint")
         events.append(session, job_id, None, "info", f"New fine-tuned model created: {job.tuned_model}")
         events.append(session, job_id, None, "info", "The job has successfully completed")
+    webhooks.enqueue(session, job_id)
 
 
 def _close_attempt(
