@@ -75,3 +75,15 @@ class OutOfMemory(BgpoError):
     """The device ran out of memory and halving the micro-batch did not help."""
 
     code = "oom"
+
+
+class DiskFullError(BgpoError):
+    """A checkpoint does not fit on the disk, or in the user's share of it."""
+
+    code = "disk_full"
+
+
+class PeerLost(BgpoError):
+    """Another process of the run is gone: what ended that one is the cause, this only its echo."""
+
+    code = "peer_lost"

@@ -1,14 +1,18 @@
 """The record protocol between the trainer and whoever started it, and the trainer's exit codes.
 
-Each record is one JSON object on a line with `type`, `seq` (1, 2, ...) and `time` (unix seconds). The trainer writes
-them to a file descriptor; the supervisor parses them with `parse_record`. Nothing here imports torch.
+Each record is one JSON object on a line with `type`, `seq` (1, 2, ... of the process that wrote it) and `time` (unix
+seconds). The trainer writes them to a file descriptor; the supervisor parses them with `parse_record`. Of several
+processes only the main one writes, and the others when they fail. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import threading
 import time
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
@@ -17,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from bgpo.errors import (
     BgpoError,
     DataError,
+    DiskFullError,
     GraderError,
     ModelError,
     NonFiniteError,
@@ -28,6 +33,7 @@ from bgpo.errors import (
 Phase = Literal["loading_model", "evaluating", "rollout", "grading", "training", "checkpointing"]
 Split = Literal["train", "validation"]
 COMMANDS = ("checkpoint", "pause", "cancel")
+_LAST_WRITE_S = 1.0
 
 
 class ExitCode(IntEnum):
@@ -41,6 +47,7 @@ class ExitCode(IntEnum):
     NON_FINITE = 6
     OUT_OF_MEMORY = 7
     ZERO_GRADIENT = 8
+    DISK_FULL = 9
     UNEXPECTED = 70
     STOPPED = 75
     """Stopped on request (pause, SIGTERM, or the parent is gone) with a checkpoint to resume from."""
@@ -109,7 +116,8 @@ class LogRecord(_Record):
 
 
 class ErrorRecord(_Record):
-    """Why the run failed; the process exits after it."""
+    """Why a process of the run failed; it exits after this. The code `peer_lost` is never the first cause: another
+    process failed before, and may have said why in a record of its own, which can come earlier or later."""
 
     type: Literal["error"]
     code: str
@@ -117,6 +125,14 @@ class ErrorRecord(_Record):
     step: int
     message: str
     param: str | None = None
+
+
+class EndRecord(_Record):
+    """The main process is about to exit: its last record. A launcher hides the status of what it started."""
+
+    type: Literal["end"]
+    status: int
+    """The exit status, see `ExitCode`."""
 
 
 _EXIT_CODES: tuple[tuple[type[BgpoError], ExitCode], ...] = (
@@ -127,6 +143,7 @@ _EXIT_CODES: tuple[tuple[type[BgpoError], ExitCode], ...] = (
     (NonFiniteError, ExitCode.NON_FINITE),
     (OutOfMemory, ExitCode.OUT_OF_MEMORY),
     (ZeroGradientError, ExitCode.ZERO_GRADIENT),
+    (DiskFullError, ExitCode.DISK_FULL),
 )
 
 
@@ -135,8 +152,15 @@ def exit_code(error: BgpoError) -> ExitCode:
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
 
 
+def exit_code_of(code: str) -> ExitCode:
+    """The exit status of a process that failed with an error of this code: what the main process of a run would have
+    ended with, had the error been its own."""
+    return next((status for kind, status in _EXIT_CODES if kind.code == code), ExitCode.UNEXPECTED)
+
+
 Record = Annotated[
-    PhaseRecord | MetricRecord | SampleRecord | CheckpointRecord | LogRecord | ErrorRecord, Field(discriminator="type")
+    PhaseRecord | MetricRecord | SampleRecord | CheckpointRecord | LogRecord | ErrorRecord | EndRecord,
+    Field(discriminator="type"),
 ]
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(Record)
 
@@ -147,16 +171,48 @@ def parse_record(line: bytes | str) -> Record:
 
 
 class RecordWriter:
-    """Writes records to a file descriptor, one `write` per line, so lines never interleave."""
+    """Writes records to a file descriptor, a whole line at a time, from any thread.
+
+    Several processes may write to one pipe if all but one write short records only (`emit_short`): the kernel writes
+    those in one piece, though perhaps in the middle of a long one.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._seq = 0
+        self._ended = False
+        self._lock = threading.Lock()
 
     def emit(self, type_: str, **fields: Any) -> None:
         """Write one record. Raises BrokenPipeError when nobody reads any more, ValueError on NaN or infinity."""
+        with self._lock:
+            self._write(self._line(type_, fields))
+
+    def emit_short(self, type_: str, message: str, **fields: Any) -> None:
+        """Write one record in one piece, its message cut to fit, on a line of its own wherever another writer is."""
+        with self._lock:
+            line = b"\n" + self._line(type_, {"message": message, **fields})
+            while len(line) > select.PIPE_BUF and message:
+                message = message[: len(message) * 3 // 4]
+                line = b"\n" + self._line(type_, {"message": message, **fields})
+            self._write(line)
+
+    def end(self, status: int) -> None:
+        """Write the last record; later ones are dropped. So is this one when another thread hangs in writing."""
+        if self._lock.acquire(timeout=_LAST_WRITE_S):
+            try:
+                self._write(self._line("end", {"status": int(status)}))
+                self._ended = True
+            finally:
+                self._lock.release()
+
+    def _line(self, type_: str, fields: Mapping[str, Any]) -> bytes:
+        record = {"type": type_, "seq": self._seq + 1, "time": round(time.time(), 3), **fields}
+        return (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode(errors="replace")
+
+    def _write(self, data: bytes) -> None:
+        if self._ended:
+            return
         self._seq += 1
-        record = {"type": type_, "seq": self._seq, "time": round(time.time(), 3), **fields}
-        data = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode()
         while data:
             data = data[os.write(self._fd, data) :]

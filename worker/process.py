@@ -64,8 +64,24 @@ def _processes() -> Iterator[tuple[int, int, str]]:
 class TrainerProcess:
     """A running trainer. Create, read, signal and reap it from one thread: it dies when that thread ends."""
 
-    def __init__(self, command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log_path: Path) -> None:
-        """Start `command` with `--record-fd N` appended."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        log_path: Path,
+        fence_s: float,
+        lock_fds: Sequence[int] = (),
+        processes: int = 1,
+    ) -> None:
+        """Start `command` with `--record-fd N` appended, or, by several processes, with `--record-path FIFO`.
+
+        Args:
+            fence_s: everything is killed when `keep_alive` was not called for so many seconds.
+            lock_fds: descriptors that live for as long as anything of the trainer does.
+            processes: above 1 the command runs under `accelerate launch`.
+        """
         read_fd, write_fd = os.pipe()
         guard = [sys.executable, "-I", "-S", str(Path(launch.__file__).resolve()), str(os.getpid())]
         self.log_path = log_path
@@ -78,7 +94,7 @@ class TrainerProcess:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(write_fd,),
+                    pass_fds=(write_fd, *lock_fds),
                     start_new_session=True,
                 )
         except BaseException:
@@ -124,6 +140,9 @@ class TrainerProcess:
         with contextlib.suppress(BrokenPipeError, ValueError):  # ValueError: closed by an earlier failure
             self._stdin.write(command.encode() + b"\n")
             self._stdin.flush()
+
+    def keep_alive(self, age: float = 0.0) -> None:
+        """The lease is good: it was surely ours `age` seconds ago, and `fence_s` counts from then."""
 
     def poll(self) -> int | None:
         """Exit status (negative = signal number) or None while it runs."""

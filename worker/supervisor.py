@@ -107,6 +107,7 @@ class Supervisor:
             cwd=self._workdir.path,
             env=clean_environment(os.environ, settings.trainer_threads),
             log_path=self._workdir.log,
+            fence_s=settings.self_fence_s,
         )
         self._log.info("trainer started", pid=trainer.pid)
         self._recorder.start()
@@ -131,6 +132,7 @@ class Supervisor:
 
     def _turn(self, trainer: TrainerProcess) -> None:
         """One turn of the loop: records in, wishes out."""
+        trainer.keep_alive(self._lease.age)
         self._take_lines(trainer)
         desired = self._lease.desired
         command = "cancel" if desired == "cancel" else "pause"

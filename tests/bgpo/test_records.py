@@ -139,6 +139,7 @@ def test_exit_codes_are_stable() -> None:
         "NON_FINITE": 6,
         "OUT_OF_MEMORY": 7,
         "ZERO_GRADIENT": 8,
+        "DISK_FULL": 9,
         "UNEXPECTED": 70,
         "STOPPED": 75,
         "CANCELLED": 76,

@@ -51,7 +51,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., TrainerProcess]]:
     def start(mode: str, env: dict[str, str] | None = None) -> TrainerProcess:
         environment = clean_environment({**os.environ, **(env or {})}, threads=1)
         trainer = TrainerProcess(
-            [sys.executable, str(script), mode], cwd=tmp_path, env=environment, log_path=tmp_path / "trainer.log"
+            [sys.executable, str(script), mode],
+            cwd=tmp_path,
+            env=environment,
+            log_path=tmp_path / "trainer.log",
+            fence_s=60,
         )
         started.append(trainer)
         return trainer
@@ -139,7 +143,7 @@ def test_a_killed_owner_takes_the_trainer_with_it(tmp_path: Path) -> None:
     owner_code = f"""
 import sys; from pathlib import Path
 from worker.process import TrainerProcess
-t = TrainerProcess([sys.executable, {str(script)!r}, "deaf"], cwd=Path("."), env={{}}, log_path=Path("log"))
+t = TrainerProcess([sys.executable, {str(script)!r}, "deaf"], cwd=Path("."), env={{}}, log_path=Path("log"), fence_s=60)
 while not t.read_lines(1): pass
 print(t.pid, flush=True)
 import time; time.sleep(600)
