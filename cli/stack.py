@@ -26,6 +26,7 @@ from cli.home import Home
 from cli.part import Part, guarded
 from cli.ports import LOOPBACK, free_port, is_free
 from cli.redis_server import start_redis
+from cli.secret import webhook_secret
 
 DEFAULT_PORT = 8000
 _READY_TIMEOUT_S = 60.0
@@ -102,6 +103,7 @@ class Stack:
             folder.mkdir(exist_ok=True, mode=0o700)
         redis, redis_url = start_redis(folder=redis_folder, log_path=self.logs / "redis.log", env=os.environ)
         self._parts.append(redis)
+        env = {"BGPO_WEBHOOK_SECRET": webhook_secret(self.home.path)} | env
         env |= {
             "BGPO_HOME": str(self.home.path),
             "BGPO_DATABASE_URL": f"sqlite:///{self.home.path / 'bgpo.db'}",
@@ -168,14 +170,21 @@ class Stack:
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP interrupt like Ctrl-C, so that one path cleans up after all of them."""
+    """Within the block SIGTERM and SIGHUP interrupt like Ctrl-C, so that one path cleans up after all of them.
+
+    SIGINT as well: a shell without job control starts what it puts in the background with SIGINT ignored, and Python
+    leaves it so. An ignored SIGHUP stays ignored: that is what nohup is for.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("signals are handled in the main thread only")
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:

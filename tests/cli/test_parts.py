@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from cli.home import Home
 from cli.part import Part
 from cli.ports import free_port, is_free
 from cli.redis_server import find_binary, start_redis
+from cli.secret import webhook_secret
 from cli.stack import DEFAULT_PORT, choose_port
 
 
@@ -106,3 +109,41 @@ time.sleep(600)
 
 def test_free_port_is_free() -> None:
     assert is_free(free_port())
+
+
+def test_the_webhook_secret_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
+    secret = webhook_secret(tmp_path)
+    assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
+    assert webhook_secret(tmp_path) == secret
+    assert (tmp_path / "webhook_secret").stat().st_mode & 0o777 == 0o600
+    (other := tmp_path / "other").mkdir()
+    assert webhook_secret(other) != secret
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_when_asked_also_in_the_background_of_a_shell(number: signal.Signals) -> None:
+    # A shell without job control starts background processes with SIGINT ignored.
+    code = (
+        "import time\nfrom cli.stack import stop_signals\n"
+        "with stop_signals():\n try:\n  print('ready', flush=True)\n  time.sleep(60)\n"
+        " except KeyboardInterrupt:\n  print('stopped')"
+    )
+    command = ["sh", "-c", 'trap "" INT; exec "$0" -c "$1"', sys.executable, code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+        assert process.stdout.read() == "stopped\n"
+
+
+def test_what_nohup_started_outlives_its_terminal() -> None:
+    code = (
+        "import os, signal\nfrom cli.stack import stop_signals\n"
+        "with stop_signals(): os.kill(os.getpid(), signal.SIGHUP)"
+    )
+    command = ["sh", "-c", 'trap "" HUP; exec "$0" -c "$1"', sys.executable, code]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0

@@ -1,0 +1,26 @@
+"""The secret that signs an embedded service's webhooks: made once, kept in its home for whoever receives them."""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+from pathlib import Path
+
+FILE = "webhook_secret"
+_BYTES = 32
+
+
+def webhook_secret(home: Path) -> str:
+    """The secret of a home folder, `whsec_` and base64. The caller holds the home's lock."""
+    path = home / FILE
+    if not path.exists():
+        unfinished = path.with_suffix(".tmp")
+        unfinished.unlink(missing_ok=True)
+        text = "whsec_" + base64.b64encode(secrets.token_bytes(_BYTES)).decode()
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    return path.read_text().strip()
