@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 from collections.abc import Sequence
 
@@ -72,8 +71,7 @@ class Reconciler(threading.Thread):
         with context.database.transaction() as session:
             workers.beat(
                 session,
-                context.worker_id,
-                host=socket.gethostname(),
+                context.slot,
                 pid=os.getpid(),
                 device=context.settings.trainer_device,
                 version=__version__,

@@ -43,7 +43,8 @@ def run_job(context: WorkerContext, job_id: str) -> None:
         return  # the reconciler of another worker will ring again
     claimed_at = time.monotonic()
     with context.database.transaction() as session:
-        claim = jobs.claim(session, job_id, context.worker_id, context.settings.lease_s)
+        settings = context.settings
+        claim = jobs.claim_next(session, context.slot, settings.lease_s, max_running=settings.max_running_jobs)
     if claim is not None:
         Supervisor(context, claim, claimed_at).run()
 
@@ -225,9 +226,7 @@ class Supervisor:
             epoch,
             spend_attempt=outcome.spend_attempt,
             not_before_s=self._backoff() if outcome.spend_attempt else 0,
-            reason=error.message if error else "the attempt ended",
-            code=error.code if error else "server_error",
-            detail=error.detail if error else None,
+            error=error or JobError("server_error", "the attempt ended"),
             **how,
         )
 

@@ -27,3 +27,13 @@ def has_pair(session: Session, column: Any, key: str, value: str) -> sa.ColumnEl
         return sa.type_coerce(column, postgresql.JSONB).contains({key: value})
     pairs = sa.func.json_each(column).table_valued("key", "value")
     return sa.exists().select_from(pairs).where(pairs.c.key == key, pairs.c.value == value)
+
+
+def lock_project(session: Session, purpose: str, project_id: str) -> None:
+    """Let one transaction at a time count something of a project and act on it; until the end of the transaction.
+
+    SQLite has one writing transaction at a time anyway.
+    """
+    if is_postgresql(session):
+        keys = sa.func.hashtext(f"bgpo.{purpose}"), sa.func.hashtext(project_id)
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(*keys)))

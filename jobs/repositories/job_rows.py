@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 from jobs.db import now
 from jobs.errors import InvalidState
 from jobs.ids import JOB, is_id
-from jobs.repositories import events, webhooks
-from jobs.repositories.dialect import has_pair
-from jobs.repositories.jobs import move
+from jobs.repositories import events
+from jobs.repositories.dialect import has_pair, lock_project
+from jobs.repositories.transitions import move
 from jobs.states import TERMINAL, Actor, State
-from jobs.tables import Job
+from jobs.tables import Checkpoint, Job
 
 
 def insert(session: Session, job: Job) -> Job:
@@ -24,6 +24,49 @@ def insert(session: Session, job: Job) -> Job:
     session.add(job)
     session.flush()
     return job
+
+
+def count_queued(session: Session, project_id: str) -> int:
+    """Jobs of a project that wait for a worker, counted under a lock of the project.
+
+    The lock lasts until the end of the transaction, so that a limit checked against the count still holds when a job
+    is inserted in the same transaction.
+    """
+    lock_project(session, "queued", project_id)
+    where = (Job.project_id == project_id, Job.state.in_([State.VALIDATING, State.QUEUED]))
+    return session.scalars(sa.select(sa.func.count()).select_from(Job).where(*where)).one()
+
+
+_ASKED = (
+    "project_id", "model", "training_file", "validation_file", "suffix", "tags", "seed", "method", "recipe",
+    "total_steps", "request", "webhook_url", "priority", "gpus", "gpu_type", "max_runtime_s", "request_hash",
+)  # fmt: skip
+
+
+def again(source: Job, *, id: str, tuned_model: str, max_attempts: int, resume: Checkpoint | None) -> Job:
+    """A job that is asked the same as `source`, seed included, and begins at `resume`; not inserted yet."""
+    asked = {name: getattr(source, name) for name in _ASKED}
+    return Job(
+        **asked,
+        id=id,
+        tuned_model=tuned_model,
+        source_job_id=source.id,
+        state=State.VALIDATING,
+        desired="run",
+        attempts_left=max_attempts,
+        max_attempts=max_attempts,
+        resume_checkpoint_id=None if resume is None else resume.id,
+        last_step=0 if resume is None else resume.step,
+    )
+
+
+def resume_point(session: Session, job: Job) -> Checkpoint | None:
+    """The last good checkpoint of a job, or the one it began at; locked until the end of the transaction."""
+    good = sa.select(Checkpoint).where(Checkpoint.damaged.is_(False)).with_for_update(read=True)
+    own = session.scalar(good.where(Checkpoint.job_id == job.id).order_by(Checkpoint.step.desc()).limit(1))
+    if own is not None or job.resume_checkpoint_id is None:
+        return own
+    return session.scalar(good.where(Checkpoint.id == job.resume_checkpoint_id))
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job | None:
@@ -88,7 +131,6 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
     target = State.CANCELLING if busy else State.CANCELLED
     move(session, job_id, target, Actor.API, desired="cancel", finished_at=now())
     events.append(session, job_id, None, "info", "Fine-tuning job cancelled")
-    webhooks.enqueue(session, job_id)  # also of a job that still stops: its user is told once
     return get(session, project_id, job_id)
 
 
@@ -115,7 +157,8 @@ def resume(session: Session, project_id: str, job_id: str) -> Job | None:
     _refuse_terminal(job, "resumed")
     if job.state != State.PAUSED:
         raise InvalidState(f"Job {job_id} is {job.state}; it can be resumed once it is paused.")
-    move(session, job_id, State.QUEUED, Actor.API, desired="run", not_before=0.0, rung_at=None, queued_at=now())
+    fresh = {"not_before": 0.0, "rung_at": None, "queued_at": now(), "pause_code": None, "pause_message": None}
+    move(session, job_id, State.QUEUED, Actor.API, desired="run", **fresh)
     events.append(session, job_id, None, "info", "Fine-tuning job resumed")
     return get(session, project_id, job_id)
 

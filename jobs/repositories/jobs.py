@@ -1,132 +1,51 @@
-"""Jobs as workers and the reconciler see them: claim, lease, transitions. `job_rows` has the users' side.
+"""Jobs as workers and the reconciler see them: lease, records, ends, deadlines. `job_rows` has the users' side.
 
 Each function is one or a few conditional UPDATEs guarded by the epoch; no row changed means that another worker has the
 job (or nobody may have it any more), and the caller must stop. Transitions take their source states from
-`jobs.states`; nothing else in the project sets `state`.
+`jobs.states`; claims are in `claims`, the order of the queue in `queue`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobs.db import now
-from jobs.repositories import events, webhooks
-from jobs.repositories.dialect import is_postgresql
+from jobs.failures import JobError, canonical, explain, may_retry
+from jobs.repositories import attempts, events, queue
+from jobs.repositories.attempts import start as start_attempt
+from jobs.repositories.claims import Claim, claim, claim_next
 from jobs.repositories.text import clean
-from jobs.resources import Bell, Slot
-from jobs.states import ACTIVE, TERMINAL, Actor, State, allowed, sources
-from jobs.tables import Attempt, Job
+from jobs.repositories.transitions import hold, move
+from jobs.resources import Bell
+from jobs.states import ACTIVE, Actor, State, allowed
+from jobs.tables import Event, Job
 
-
-@dataclass(frozen=True)
-class Claim:
-    """What a worker needs to know about the job it has claimed."""
-
-    job_id: str
-    project_id: str
-    epoch: int
-    recipe: dict[str, Any]
-    model: str
-    training_file: str
-    validation_file: str | None
-    resume_checkpoint_id: str | None
-    last_step: int
-    total_steps: int
-    attempts_left: int
-    trained: bool
-    """An earlier attempt has published the final checkpoint."""
-    gpus: int = 1
-    gpu_type: str | None = None
-    runtime_left_s: float | None = None
-    """Seconds until its deadline; None without one."""
-    oom_step: int | None = None
-    """Step at which an earlier attempt ran out of memory and since which no checkpoint was made."""
-
-
-@dataclass(frozen=True)
-class JobError:
-    """Why an attempt or a job failed, for its user; `code` is one of `jobs.failures`, `detail` the end of the log."""
-
-    code: str
-    message: str
-    param: str | None = None
-    detail: str | None = None
-    phase: str | None = None
-    step: int | None = None
-
-
-def move(
-    session: Session, job_id: str, target: State, actor: Actor, *where: sa.ColumnElement[bool], **values: Any
-) -> bool:
-    """The one conditional UPDATE that changes a job's state."""
-    statement = sa.update(Job).where(Job.id == job_id, Job.state.in_(sources(target, actor)), *where)
-    if target in TERMINAL:
-        values = {"finished_at": sa.func.coalesce(Job.finished_at, now()), **values}
-    if target not in ACTIVE:
-        values = {"lease_owner": None, "lease_until": None, "phase": None, **values}
-    statement = statement.values(state=target, **values).execution_options(synchronize_session=False)
-    return session.scalar(statement.returning(Job.id)) is not None
-
-
-def hold(session: Session, job_id: str, epoch: int) -> State | None:
-    """Lock the row for this transaction; its state, or None when `epoch` no longer holds the job."""
-    where = (Job.id == job_id, Job.epoch == epoch, Job.state.in_(ACTIVE))
-    state = session.scalar(sa.select(Job.state).where(*where).with_for_update(key_share=True))
-    return None if state is None else State(state)
-
-
-def claim(session: Session, job_id: str, worker_id: str, lease_s: float) -> Claim | None:
-    """Take a queued job: a new epoch, a lease, an attempt. None when there is nothing to take."""
-    ready = (Job.state == State.QUEUED, Job.desired == "run", Job.not_before <= now())
-    if is_postgresql(session):  # do not wait behind another claimer
-        free = sa.select(Job.id).where(Job.id == job_id, *ready).with_for_update(skip_locked=True, key_share=True)
-        if session.scalar(free) is None:
-            return None
-    lease = {"lease_owner": worker_id, "lease_until": now() + lease_s}
-    started = {"started_at": sa.func.coalesce(Job.started_at, now()), "epoch": Job.epoch + 1, "phase": None}
-    if not move(session, job_id, State.RUNNING, Actor.WORKER, *ready, **lease, **started):
-        return None
-    job = session.get_one(Job, job_id, populate_existing=True)
-    session.add(Attempt(job_id=job_id, epoch=job.epoch, worker_id=worker_id, started_at=now()))
-    message = "Fine-tuning job started" if job.epoch == 1 else f"Fine-tuning job continues, attempt {job.epoch}"
-    events.append(session, job_id, None, "info", message)
-    return Claim(
-        job_id=job.id,
-        project_id=job.project_id,
-        epoch=job.epoch,
-        recipe=job.recipe,
-        model=job.model,
-        training_file=job.training_file,
-        validation_file=job.validation_file,
-        resume_checkpoint_id=job.resume_checkpoint_id,
-        last_step=job.last_step,
-        total_steps=job.total_steps,
-        attempts_left=job.attempts_left,
-        trained=job.final_checkpoint_id is not None,
-        gpus=job.gpus,
-        gpu_type=job.gpu_type,
-    )
-
-
-def claim_next(session: Session, slot: Slot, lease_s: float, *, max_running: int | None = None) -> Claim | None:
-    """Take the queued job that is next for this worker, if there is one.
-
-    Args:
-        max_running: jobs of one project that may run at once; None = any number.
-    """
-    fits = (Job.gpus <= slot.gpus, sa.or_(Job.gpu_type.is_(None), Job.gpu_type == slot.gpu_type))
-    ready = (Job.state == State.QUEUED, Job.desired == "run", Job.not_before <= now())
-    order = (Job.priority.desc(), Job.queued_at, Job.id)
-    for job_id in session.scalars(sa.select(Job.id).where(*fits, *ready).order_by(*order).limit(8)):
-        claimed = claim(session, job_id, slot.worker_id, lease_s)
-        if claimed is not None:
-            return claimed
-    return None
+__all__ = [
+    "Claim",
+    "JobError",
+    "claim",
+    "claim_next",
+    "desired",
+    "expire",
+    "finish",
+    "hand_back",
+    "hold",
+    "made_progress",
+    "mark_rung",
+    "move",
+    "reap",
+    "renew",
+    "set_phase",
+    "start_attempt",
+    "to_ring",
+]
+MAX_TEXT = 8192
+"""Characters of an error message."""
 
 
 def renew(session: Session, job_id: str, epoch: int, lease_s: float) -> str | None:
@@ -158,7 +77,8 @@ def finish(
 ) -> bool:
     """End the run as succeeded, failed, cancelled or paused; False when the job is not ours any more.
 
-    A job being cancelled becomes cancelled, whatever the run came to. `succeeded` needs a final checkpoint.
+    A job being cancelled becomes cancelled, whatever the run came to. `succeeded` needs a final checkpoint, `failed` an
+    error, and so does `paused` when nobody asked for it: then the service pauses the job because of it.
     """
     current, target = hold(session, job_id, epoch), State(state)
     if current is None:
@@ -167,10 +87,16 @@ def finish(
         target = State.CANCELLED
     if not allowed(current, target, Actor.WORKER):
         raise ValueError(f"a worker cannot end a {current} job as {target}")
-    if target == State.FAILED and error is None:
-        raise ValueError("a failed job needs an error")
-    _end(session, job_id, target, Actor.WORKER, error if target == State.FAILED else None)
-    _close_attempt(session, job_id, epoch, target, exit_code, signal)
+    error = _known(error)
+    if error is None and (target == State.FAILED or (current, target) == (State.RUNNING, State.PAUSED)):
+        raise ValueError(f"a {current} job needs an error to become {target}")
+    if target == State.FAILED and error is not None:
+        _fail(session, job_id, Actor.WORKER, error)
+    elif target == State.PAUSED:
+        _pause(session, job_id, current, error)
+    else:
+        _end(session, job_id, target, Actor.WORKER)
+    attempts.close(session, job_id, epoch, target, error=error, exit_code=exit_code, signal=signal)
     return True
 
 
@@ -179,49 +105,75 @@ def hand_back(
     job_id: str,
     epoch: int,
     *,
+    error: JobError,
     spend_attempt: bool,
-    reason: str,
     not_before_s: float = 0,
-    code: str = "worker_lost",
-    detail: str | None = None,
     exit_code: int | None = None,
     signal: int | None = None,
 ) -> bool:
-    """Give the job up so that it goes on from its last checkpoint; False when it is not ours any more.
+    """Give the job up because of `error`, to go on from its last checkpoint; False when it is not ours any more.
 
-    With `spend_attempt` (a crash, not a drain) and no attempt left it fails with `code`, `reason` and `detail`. A job
-    being cancelled or paused becomes cancelled or paused.
+    It fails instead when trying again cannot help: by the error's code, out of memory twice at one step with no
+    checkpoint in between, no runtime left, or, with `spend_attempt` (a crash, not a drain), no attempt left. A job
+    being cancelled becomes cancelled; one being paused becomes paused unless trying again could never help.
     """
     current = hold(session, job_id, epoch)
     if current is None:
         return False
-    error = JobError(code, reason, detail=detail)
-    outcome = _release(session, job_id, current, Actor.WORKER, spend_attempt, error, not_before_s)
-    _close_attempt(session, job_id, epoch, outcome, exit_code, signal)
+    error = replace(error, code=canonical(error.code))
+    outcome = _release(session, job_id, current, Actor.WORKER, error, spend_attempt, not_before_s)
+    attempts.close(session, job_id, epoch, outcome, error=error, exit_code=exit_code, signal=signal)
     return True
 
 
 def reap(session: Session, reap_after_s: float, *, limit: int = 50) -> list[str]:
     """Take jobs from workers whose lease ended more than `reap_after_s` ago; their ids."""
     expired = (Job.state.in_(ACTIVE), Job.lease_until < now() - reap_after_s)
-    statement = sa.select(Job.id, Job.state, Job.epoch).where(*expired).order_by(Job.lease_until).limit(limit)
+    columns = (Job.id, Job.state, Job.epoch, Job.lease_until)
+    statement = sa.select(*columns).where(*expired).order_by(Job.lease_until).limit(limit)
     rows = list(session.execute(statement.with_for_update(skip_locked=True, key_share=True)))
-    for job_id, state, epoch in rows:
+    for job_id, state, epoch, lease_until in rows:
         error = JobError("worker_lost", "the worker was lost")
-        outcome = _release(session, job_id, State(state), Actor.RECONCILER, True, error, 0)
-        _close_attempt(session, job_id, epoch, outcome, None, None)
-    return [job_id for job_id, _, _ in rows]
+        attempts.lost(session, job_id, epoch, lease_until or 0.0)
+        outcome = _release(session, job_id, State(state), Actor.RECONCILER, error, True, 0)
+        attempts.close(session, job_id, epoch, outcome, error=error)
+    return [job_id for job_id, _, _, _ in rows]
+
+
+def expire(session: Session, max_queue_age_s: float | None, *, grace_s: float = 600, limit: int = 50) -> list[str]:
+    """Fail jobs that waited or ran for longer than they may; their ids.
+
+    Args:
+        max_queue_age_s: longest wait in the queue since a user or an interruption put the job there; None = any.
+        grace_s: a running job's worker ends it at its deadline; this long after it the worker is taken for broken.
+    """
+    used_up = sa.and_(Job.max_runtime_s.is_not(None), attempts.runtime_s() >= Job.max_runtime_s)
+    overdue = sa.and_(Job.max_runtime_s.is_not(None), attempts.runtime_s() >= Job.max_runtime_s + grace_s)
+    cases = [
+        sa.and_(Job.state == State.QUEUED, used_up),
+        sa.and_(Job.state.in_([State.RUNNING, State.PAUSING]), overdue),
+    ]
+    if max_queue_age_s is not None:
+        waits = Job.state.in_([State.VALIDATING, State.QUEUED])
+        cases.append(sa.and_(waits, attempts.waiting_since() < now() - max_queue_age_s))
+    statement = sa.select(Job, used_up.label("used_up")).where(sa.or_(*cases)).order_by(Job.id).limit(limit)
+    statement = statement.with_for_update(of=Job, skip_locked=True, key_share=True)
+    expired = list(session.execute(statement.execution_options(populate_existing=True)))
+    for job, over in expired:
+        error = _deadline(job.max_runtime_s, job.last_step) if over else _waited(session, job, max_queue_age_s)
+        active, epoch, job_id = job.state in ACTIVE, job.epoch, job.id
+        _fail(session, job_id, Actor.RECONCILER, error)
+        if active:
+            attempts.close(session, job_id, epoch, State.FAILED, error=error)
+    return [job.id for job, _ in expired]
 
 
 def to_ring(session: Session, older_than_s: float = 30, *, limit: int = 100) -> list[Bell]:
     """Queued jobs whose doorbell was never rung, or long ago."""
-    ready = (Job.state == State.QUEUED, Job.desired == "run", Job.not_before <= now())
     silent = sa.or_(Job.rung_at.is_(None), Job.rung_at < now() - older_than_s)
-    columns = (Job.id, Job.gpus, Job.gpu_type)
-    return [
-        Bell(*row)
-        for row in session.execute(sa.select(*columns).where(*ready, silent).order_by(Job.created_at).limit(limit))
-    ]
+    statement = sa.select(Job.id, Job.gpus, Job.gpu_type).where(*queue.ready(), silent)
+    order = (Job.priority.desc(), Job.queued_at, Job.id)
+    return [Bell(*row) for row in session.execute(statement.order_by(*order).limit(limit))]
 
 
 def mark_rung(session: Session, bells: Iterable[Bell]) -> None:
@@ -238,7 +190,10 @@ def made_progress(session: Session, job_id: str, checkpoint_id: str, step: int, 
         values["final_checkpoint_id"] = checkpoint_id
     statement = sa.update(Job).where(Job.id == job_id).values(**values)
     session.execute(statement.execution_options(synchronize_session=False))
-    events.append(session, job_id, None, "info", f"Checkpoint created at step {step}", data={"step": step})
+    message = f"Checkpoint created at step {step}"
+    told = sa.exists().where(Event.job_id == job_id, Event.message == message)  # a replayed step
+    if not session.scalar(sa.select(told)):
+        events.append(session, job_id, None, "info", message, data={"step": step})
 
 
 def _write(session: Session, job_id: str, epoch: int, column: Any, **values: Any) -> Any:
@@ -252,49 +207,99 @@ def _release(
     job_id: str,
     current: State,
     actor: Actor,
-    spend_attempt: bool,
     error: JobError,
+    spend_attempt: bool,
     not_before_s: float,
 ) -> State:
     """End a run that did not end by itself, because of `error`. The caller holds the row."""
-    if current in (State.CANCELLING, State.PAUSING):
-        target = State.CANCELLED if current == State.CANCELLING else State.PAUSED
-        _end(session, job_id, target, actor, None)
-        return target
-    left = session.scalars(sa.select(Job.attempts_left).where(Job.id == job_id)).one() - int(spend_attempt)
+    if current == State.CANCELLING:
+        _end(session, job_id, State.CANCELLED, actor)
+        return State.CANCELLED
+    if not may_retry(error.code):
+        return _fail(session, job_id, actor, error)
+    if error.code == "oom" and error.step in attempts.oom_steps(session, job_id):
+        return _fail(session, job_id, actor, error, "for the second time, with no checkpoint in between")
+    if current == State.PAUSING:
+        return _pause(session, job_id, current, None, actor)
+    columns = (Job.attempts_left, Job.resume_checkpoint_id, Job.last_step, Job.max_runtime_s, attempts.runtime_s())
+    left, checkpoint_id, last_step, max_runtime_s, runtime_s = session.execute(
+        sa.select(*columns).where(Job.id == job_id)
+    ).one()
+    left -= int(spend_attempt)
+    if max_runtime_s is not None and runtime_s >= max_runtime_s:
+        return _fail(session, job_id, actor, _deadline(max_runtime_s, last_step), f"its last attempt: {error.message}")
     if left <= 0:
-        failure = replace(error, message=f"{error.message}; no attempt is left")
-        _end(session, job_id, State.FAILED, actor, failure, attempts_left=0)
-        return State.FAILED
-    again = {"attempts_left": left, "not_before": now() + not_before_s, "rung_at": None}
-    move(session, job_id, State.QUEUED, actor, **again)
-    message = f"Training was interrupted: {error.message}. It will continue from the last checkpoint"
-    events.append(session, job_id, None, "warn" if spend_attempt else "info", message)
+        return _fail(session, job_id, actor, error, "no attempt is left", attempts_left=0)
+    move(session, job_id, State.QUEUED, actor, attempts_left=left, not_before=now() + not_before_s, rung_at=None)
+    goes_on = "It will continue from the last checkpoint" if checkpoint_id else "It will start again"
+    message = f"Training was interrupted: {error.message.rstrip('.')}. {goes_on}"
+    level: events.Level = "warn" if spend_attempt else "info"
+    events.append(session, job_id, None, level, message, data=_details(error))
     return State.QUEUED
 
 
-def _end(session: Session, job_id: str, target: State, actor: Actor, error: JobError | None, **values: Any) -> None:
-    if error is not None:
-        values |= {"error_code": error.code, "error_message": clean(error.message, 8192), "error_param": error.param}
+def _end(session: Session, job_id: str, target: State, actor: Actor, **values: Any) -> State:
     if not move(session, job_id, target, actor, **values):
         raise RuntimeError(f"job {job_id} changed state while its row was locked")
-    if error is not None:
-        data = {"code": error.code} | ({"log_tail": clean(error.detail)} if error.detail else {})
-        events.append(session, job_id, None, "error", f"The job failed: {error.message}", data=data)
-    elif target == State.PAUSED:
-        events.append(session, job_id, None, "info", "Fine-tuning job paused")
-    elif target == State.SUCCEEDED:
+    if target == State.SUCCEEDED:
         job = session.get_one(Job, job_id, populate_existing=True)
         if job.final_checkpoint_id is None:
             raise ValueError(f"job {job_id} cannot succeed without a final checkpoint")
         events.append(session, job_id, None, "info", f"New fine-tuned model created: {job.tuned_model}")
         events.append(session, job_id, None, "info", "The job has successfully completed")
-    webhooks.enqueue(session, job_id)
+    return target
 
 
-def _close_attempt(
-    session: Session, job_id: str, epoch: int, outcome: State, exit_code: int | None, signal: int | None
-) -> None:
-    statement = sa.update(Attempt).where(Attempt.job_id == job_id, Attempt.epoch == epoch)
-    ended = {"ended_at": now(), "outcome": outcome, "exit_code": exit_code, "signal": signal}
-    session.execute(statement.values(**ended).execution_options(synchronize_session=False))
+def _fail(
+    session: Session, job_id: str, actor: Actor, error: JobError, remark: str | None = None, **values: Any
+) -> State:
+    message = clean(explain(error, remark), MAX_TEXT)
+    values |= {
+        "error_code": error.code,
+        "error_message": message,
+        "error_param": error.param,
+        "error_phase": error.phase,
+        "error_step": error.step,
+        "error_log": clean(error.detail) if error.detail else None,
+    }
+    _end(session, job_id, State.FAILED, actor, **values)
+    events.append(session, job_id, None, "error", f"The job failed: {message}", data=_details(error))
+    return State.FAILED
+
+
+def _pause(session: Session, job_id: str, current: State, error: JobError | None, actor: Actor = Actor.WORKER) -> State:
+    """Pause by the user's wish, or, from running, by the service's because of `error`."""
+    if error is None:
+        _end(session, job_id, State.PAUSED, actor)
+        events.append(session, job_id, None, "info", "Fine-tuning job paused")
+        return State.PAUSED
+    message, values = clean(explain(error), MAX_TEXT), {}
+    if current == State.RUNNING:
+        values = {"desired": "pause", "pause_code": error.code, "pause_message": message}
+    _end(session, job_id, State.PAUSED, actor, **values)
+    events.append(session, job_id, None, "warn", f"Fine-tuning job paused: {message}", data=_details(error))
+    return State.PAUSED
+
+
+def _known(error: JobError | None) -> JobError | None:
+    return None if error is None else replace(error, code=canonical(error.code))
+
+
+def _details(error: JobError) -> dict[str, Any]:
+    details = {
+        "code": error.code,
+        "phase": error.phase,
+        "step": error.step,
+        "log_tail": clean(error.detail) if error.detail else None,
+    }
+    return {name: value for name, value in details.items() if value is not None}
+
+
+def _deadline(max_runtime_s: float | None, step: int) -> JobError:
+    return JobError("deadline", f"the job ran for all of its {max_runtime_s or 0:g} seconds", step=step)
+
+
+def _waited(session: Session, job: Job, max_queue_age_s: float | None) -> JobError:
+    reason = queue.wait_reason(session, job)
+    message = f"the job waited for more than {max_queue_age_s or 0:g} seconds"
+    return JobError("queue_timeout", f"{message}. {reason}" if reason else message)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobs.db import now
-from jobs.repositories import jobs
+from jobs.repositories import events, jobs
 from jobs.repositories.dialect import insert
 from jobs.states import State
 from jobs.tables import Metric
@@ -37,6 +38,30 @@ def upsert(session: Session, job_id: str, epoch: int, step: int, split: str, val
         )
     )
     return True
+
+
+def record_step(
+    session: Session,
+    job_id: str,
+    epoch: int,
+    *,
+    step: int,
+    split: str,
+    values: Mapping[str, float],
+    message: str,
+    data: dict[str, Any],
+) -> bool:
+    """Store the values of a step and tell of it, once: a step that is replayed after a resume has its event already.
+
+    False when `epoch` no longer holds the job.
+    """
+    told = sa.exists().where(Metric.job_id == job_id, Metric.step == step, Metric.split == split)
+    if jobs.hold(session, job_id, epoch) is None:
+        return False
+    known = session.scalar(sa.select(told))
+    if not upsert(session, job_id, epoch, step, split, values):
+        return False
+    return bool(known) or events.append(session, job_id, epoch, "info", message, "metrics", data) is not None
 
 
 def series(

@@ -21,7 +21,7 @@ from jobs.doorbell import RUN_JOB, Doorbell
 from jobs.ids import EVENT, FILE, JOB, is_id, new_id
 from jobs.repositories import job_rows, workers
 from jobs.repositories.schema import is_current
-from jobs.resources import Bell
+from jobs.resources import Bell, Slot
 from jobs.services.messages import checkpoint_metrics, metrics_event
 from jobs.settings import Settings
 from jobs.tables import SCHEMA, Base, Job, Worker
@@ -112,7 +112,7 @@ def test_jobs_made_at_the_same_time_have_an_order(db: Database, make_job: Callab
 def test_workers_are_known_while_they_beat(db: Database) -> None:
     for worker_id in ("a", "a", "b"):
         with db.transaction() as session:
-            workers.beat(session, worker_id, host="h", pid=1, device="cpu", version="1")
+            workers.beat(session, Slot(worker_id), pid=1, device="cpu", version="1")
     with db.transaction() as session:
         session.execute(sa.update(Worker).where(Worker.id == "a").values(last_seen=now() - 100))
         assert workers.forget(session, unseen_for_s=50) == 1

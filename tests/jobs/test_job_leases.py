@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from jobs.artifacts import Manifest
 from jobs.db import Database, now
+from jobs.failures import JobError
 from jobs.repositories import checkpoints, events, job_rows, jobs, metrics, samples
 from jobs.resources import Bell
 from jobs.states import State
@@ -91,8 +92,8 @@ class TestFencing:
             key = (session, old.job_id, old.epoch)
             assert jobs.renew(*key, 60) is None
             assert not jobs.set_phase(*key, "training", 7)
-            assert not jobs.finish(*key, State.FAILED, error=jobs.JobError("x", "y"))
-            assert not jobs.hand_back(*key, spend_attempt=True, reason="x")
+            assert not jobs.finish(*key, State.FAILED, error=JobError("x", "y"))
+            assert not jobs.hand_back(*key, spend_attempt=True, error=JobError("worker_lost", "x"))
             assert events.append(*key, "info", "late") is None
             assert not metrics.upsert(*key, 1, "train", {"loss": 1.0})
             assert not samples.upsert(
@@ -132,14 +133,21 @@ class TestEnds:
 
     def test_failure_keeps_its_reason(self, db: Database, make_running: MakeRunning, get_job: Get) -> None:
         claim = make_running()
-        error = jobs.JobError("oom", "Out of memory\x00.", "method", detail="Traceback")
+        error = JobError("oom", "Out of memory\x00.", "method", detail="Traceback", phase="training", step=3)
         with db.transaction() as session:
             assert jobs.finish(session, claim.job_id, claim.epoch, "failed", error=error)
         job = get_job(claim.job_id)
-        assert (job.error_code, job.error_message, job.error_param) == ("oom", "Out of memory\ufffd.", "method")
+        advice = "Lower batch_size, group_size, mc_samples or max_completion_length, or ask for more accelerators."
+        assert job.error_message == f"Out of memory\ufffd (step 3, training). {advice}"
+        assert (job.error_code, job.error_param, job.error_log) == ("oom", "method", "Traceback")
+        assert (job.error_phase, job.error_step) == ("training", 3)
         with db.read() as session:
             [event] = events.page(session, claim.job_id, before_seq=None, limit=1)
-        assert (event.level, event.data) == ("error", {"code": "oom", "log_tail": "Traceback"})
+            attempt = session.get_one(Attempt, (claim.job_id, 1))
+        data = {"code": "oom", "phase": "training", "step": 3, "log_tail": "Traceback"}
+        assert (event.level, event.message, event.data) == ("error", f"The job failed: {job.error_message}", data)
+        assert (attempt.error_code, attempt.error_message) == ("oom", "Out of memory\ufffd.")
+        assert (attempt.error_phase, attempt.error_step) == ("training", 3)
 
     @pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled", "hand_back", "reap"])
     def test_a_cancelled_job_ends_cancelled(
@@ -155,9 +163,11 @@ class TestEnds:
             if end == "reap":
                 assert jobs.reap(session, 10) == [claim.job_id]
             elif end == "hand_back":
-                assert jobs.hand_back(session, claim.job_id, claim.epoch, spend_attempt=True, reason="x")
+                assert jobs.hand_back(
+                    session, claim.job_id, claim.epoch, spend_attempt=True, error=JobError("worker_lost", "x")
+                )
             else:
-                assert jobs.finish(session, claim.job_id, claim.epoch, end, error=jobs.JobError("a", "b"))
+                assert jobs.finish(session, claim.job_id, claim.epoch, end, error=JobError("a", "b"))
         job = get_job(claim.job_id)
         assert (job.state, job.finished_at) == (State.CANCELLED, wished.finished_at)
         assert job.error_code is None
@@ -190,19 +200,29 @@ class TestEnds:
                 assert claim is not None
                 if checkpoint:
                     assert checkpoints.insert(session, job_id, claim.epoch, checkpoint, "k", manifest, False, {})
-                assert jobs.hand_back(session, job_id, claim.epoch, spend_attempt=True, reason="signal 9", signal=9)
+                assert jobs.hand_back(
+                    session,
+                    job_id,
+                    claim.epoch,
+                    spend_attempt=True,
+                    error=JobError("worker_lost", "signal 9"),
+                    signal=9,
+                )
             return get_job(job_id).state
 
         assert [crash(), crash(), crash(checkpoint=5), crash(), crash()] == ["queued"] * 4 + ["failed"]
         job = get_job(job_id)
         assert (job.error_code, job.epoch) == ("worker_lost", 5)
-        assert job.error_message == "signal 9; no attempt is left"
+        assert job.error_message is not None
+        assert job.error_message.startswith("signal 9; no attempt is left. Nothing is wrong with the job")
 
     def test_a_drain_costs_no_attempt_and_rings_again(self, db: Database, make_running: MakeRunning) -> None:
         claim = make_running(attempts_left=1)
         with db.transaction() as session:
             jobs.mark_rung(session, [Bell(claim.job_id)])
-            assert jobs.hand_back(session, claim.job_id, claim.epoch, spend_attempt=False, reason="drain")
+            assert jobs.hand_back(
+                session, claim.job_id, claim.epoch, spend_attempt=False, error=JobError("worker_lost", "drain")
+            )
             assert jobs.to_ring(session) == [Bell(claim.job_id)]
             jobs.mark_rung(session, [Bell(claim.job_id)])
             assert jobs.to_ring(session) == []
@@ -211,7 +231,14 @@ class TestEnds:
     def test_back_off(self, db: Database, make_running: MakeRunning) -> None:
         claim = make_running()
         with db.transaction() as session:
-            jobs.hand_back(session, claim.job_id, claim.epoch, spend_attempt=True, reason="x", not_before_s=30)
+            jobs.hand_back(
+                session,
+                claim.job_id,
+                claim.epoch,
+                spend_attempt=True,
+                error=JobError("worker_lost", "x"),
+                not_before_s=30,
+            )
             assert jobs.to_ring(session) == []
             assert jobs.claim(session, claim.job_id, "worker-1", 60) is None
 
@@ -253,7 +280,7 @@ class TestWrites:
         first = make_running()
         with db.transaction() as session:
             metrics.upsert(session, first.job_id, 1, 1, "train", {"loss": 1.0, "entropy": float("nan")})
-            jobs.hand_back(session, first.job_id, 1, spend_attempt=True, reason="x")
+            jobs.hand_back(session, first.job_id, 1, spend_attempt=True, error=JobError("worker_lost", "x"))
         with db.transaction() as session:
             assert jobs.claim(session, first.job_id, "w", 60)
             assert metrics.upsert(session, first.job_id, 2, 1, "train", {"loss": 2.0})

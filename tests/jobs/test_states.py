@@ -123,7 +123,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         active = self.job.state in ACTIVE
-        args = {"spend_attempt": True, "reason": "x"}
+        args = {"spend_attempt": True, "error": JobError("worker_lost", "x")}
         assert jobs.hand_back(self.session, self.job_id, self.epochs[-1], **args) == active
 
     @precondition(lambda self: self.epochs)
@@ -144,7 +144,9 @@ class Life(RuleBasedStateMachine):
     def stale_worker(self) -> None:
         old = self.epochs[-2]
         assert jobs.renew(self.session, self.job_id, old, 60) is None
-        assert not jobs.hand_back(self.session, self.job_id, old, spend_attempt=True, reason="x")
+        assert not jobs.hand_back(
+            self.session, self.job_id, old, spend_attempt=True, error=JobError("worker_lost", "x")
+        )
         assert not jobs.finish(self.session, self.job_id, old, State.SUCCEEDED)
 
     @rule()

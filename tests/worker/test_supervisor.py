@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.db import Database
+from jobs.failures import JobError
 from jobs.repositories import checkpoints, events, job_rows, jobs, metrics, samples
 from jobs.tables import DEFAULT_PROJECT, Job
 from worker.context import WorkerContext
@@ -114,7 +115,7 @@ def test_a_worker_lost_after_the_final_checkpoint_has_finished_the_job(
     manifest = worker.store.publish_directory(tmp_path / "model", f"checkpoints/{job_id}/1/step-{step}")
     with db.transaction() as session:
         checkpoints.insert(session, job_id, 1, step, f"checkpoints/{job_id}/1/step-{step}", manifest, True, {})
-        jobs.hand_back(session, job_id, 1, spend_attempt=True, reason="the worker was lost")
+        jobs.hand_back(session, job_id, 1, spend_attempt=True, error=JobError("worker_lost", "the worker was lost"))
     run_job(worker, job_id)
     job = get_job(job_id)
     assert (job.state, job.epoch, job.error_code) == ("succeeded", 2, None)

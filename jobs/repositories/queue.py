@@ -1,0 +1,249 @@
+"""The queue: which job is next, at which position a job stands, and why it waits.
+
+One order for both, `line`: higher priority first, strictly, so a low job waits for as long as a higher one does; within
+a priority the project that runs less; then who came first. A project's share counts the jobs it runs and those of its
+own that are ahead. Serving a job therefore moves nobody else, and positions are the order in which jobs are served as
+long as none ends, comes or goes. All reads here touch unfinished jobs only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, aliased
+
+from jobs.db import now
+from jobs.repositories import workers
+from jobs.resources import Slot
+from jobs.states import ACTIVE, State
+from jobs.tables import Attempt, Job, Worker
+
+LIVE_S = 30.0
+"""A worker not seen for longer counts as gone."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job that waits."""
+
+    job: Job
+    position: int | None
+    """1 = next; None unless it is queued."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class SlotClass:
+    """The live workers of one kind; each runs one job at a time."""
+
+    gpu_type: str
+    gpus: int
+    """Accelerators of each of these workers."""
+    total: int
+    busy: int
+    out: int
+    """Those that take no jobs: unfit or shutting down."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The queue as one project sees it."""
+
+    waiting: Sequence[Waiting]
+    """Its own jobs: by position, then those that are not queued."""
+    running: int
+    """Its own jobs that hold a worker."""
+    queued_total: int
+    """Queued jobs of all projects."""
+    slots: Sequence[SlotClass]
+
+
+def ready() -> tuple[sa.ColumnElement[bool], ...]:
+    """Whether a job may be claimed now."""
+    return Job.state == State.QUEUED, Job.desired == "run", Job.not_before <= now()
+
+
+def line(*pool: sa.ColumnElement[bool], max_running: int | None = None) -> sa.Subquery:
+    """The jobs of `pool` with their `place` among each other, 1 = next; also id, project_id and active.
+
+    With `max_running` those that a project may not run yet stand behind all others.
+    """
+    other = aliased(Job)
+    busy = sa.select(other.project_id, sa.func.count().label("active")).where(other.state.in_(ACTIVE))
+    counts = busy.group_by(other.project_id).subquery("busy")
+    active = sa.func.coalesce(counts.c.active, 0)
+    came = sa.func.coalesce(Job.queued_at, Job.created_at)
+    own = sa.func.row_number().over(partition_by=Job.project_id, order_by=(Job.priority.desc(), came, Job.id))
+    columns = (
+        Job.id,
+        Job.project_id,
+        Job.gpu_type,
+        Job.priority,
+        came.label("came"),
+        active.label("active"),
+        (active + own).label("share"),
+    )
+    joined = sa.select(*columns).join(counts, counts.c.project_id == Job.project_id, isouter=True)
+    jobs = joined.where(*pool).subquery("jobs_of_pool")
+    order: list[sa.ColumnElement[int] | sa.UnaryExpression[int] | sa.ColumnElement[float]] = [
+        jobs.c.priority.desc(),
+        jobs.c.share,
+        jobs.c.came,
+        jobs.c.id,
+    ]
+    if max_running is not None:
+        order.insert(0, sa.case((jobs.c.share > max_running, 1), else_=0))
+    place = sa.func.row_number().over(order_by=order).label("place")
+    return sa.select(jobs.c.id, jobs.c.project_id, jobs.c.gpu_type, jobs.c.active, place).subquery("line")
+
+
+def next_for(slot: Slot, max_running: int | None, full: Sequence[str]) -> sa.Select[str, str]:
+    """Id and project of the job a worker may take next, locked; none of the projects in `full`.
+
+    A job that cannot start (too large for this worker, or backing off) holds nobody of its project up.
+    """
+    fits = (Job.gpus <= slot.gpus, sa.or_(Job.gpu_type.is_(None), Job.gpu_type == slot.gpu_type))
+    queue = line(*ready(), *fits, Job.project_id.not_in(full), max_running=max_running)
+    statement = sa.select(Job.id, Job.project_id).join(queue, queue.c.id == Job.id).where(*ready())
+    if max_running is not None:
+        statement = statement.where(queue.c.active < max_running)
+    return statement.order_by(queue.c.place).limit(1).with_for_update(of=Job, skip_locked=True, key_share=True)
+
+
+def running(session: Session, project_id: str) -> int:
+    """Jobs of a project that hold a worker."""
+    where = (Job.project_id == project_id, Job.state.in_(ACTIVE))
+    return session.scalars(sa.select(sa.func.count()).select_from(Job).where(*where)).one()
+
+
+def positions(session: Session, project_id: str, *, max_running: int | None = None) -> dict[str, int]:
+    """Position of each queued job of a project by id; 1 = next.
+
+    Ahead of a job are those that a worker of its accelerator type would take first.
+    """
+    mine = (Job.project_id == project_id, Job.state == State.QUEUED)
+    kinds = list(session.scalars(sa.select(Job.gpu_type).where(*mine).distinct()))
+    found: dict[str, int] = {}
+    for kind in kinds:
+        queue = line(*_rivals(kind), max_running=max_running)
+        statement = sa.select(queue.c.id, queue.c.place).where(queue.c.project_id == project_id)
+        found |= dict(session.execute(statement.where(_is(queue.c.gpu_type, kind))).tuples())
+    return found
+
+
+def position_of(session: Session, job: Job, *, max_running: int | None = None) -> int | None:
+    """Position of one job, see `positions`; None unless it is queued."""
+    if job.state != State.QUEUED:
+        return None
+    queue = line(*_rivals(job.gpu_type), max_running=max_running)
+    return session.scalar(sa.select(queue.c.place).where(queue.c.id == job.id))
+
+
+def wait_reason(session: Session, job: Job, *, max_running: int | None = None, live_s: float = LIVE_S) -> str | None:
+    """Why a job waits, in words for its user; None when it does not wait."""
+    if job.state != State.QUEUED:
+        return _state_reason(job)
+    position = position_of(session, job, max_running=max_running)
+    return None if position is None else _Look.at(session, job.project_id, max_running, live_s).reason(job, position)
+
+
+def snapshot(session: Session, project_id: str, *, max_running: int | None = None, live_s: float = LIVE_S) -> Snapshot:
+    """What `GET /v1/fine_tuning/queue` shows."""
+    look = _Look.at(session, project_id, max_running, live_s)
+    places = positions(session, project_id, max_running=max_running)
+    waiting_states = (State.VALIDATING, State.QUEUED, State.PAUSING, State.PAUSED)
+    statement = sa.select(Job).where(Job.project_id == project_id, Job.state.in_(waiting_states)).order_by(Job.id)
+    waiting: list[Waiting] = []
+    for job in session.scalars(statement.execution_options(populate_existing=True)):
+        place = places.get(job.id)
+        reason = look.reason(job, place) if place is not None else _state_reason(job)
+        if reason is not None:
+            waiting.append(Waiting(job, place, reason))
+    waiting.sort(key=lambda one: (one.position is None, one.position or 0, one.job.id))
+    queued = sa.select(sa.func.count()).select_from(Job).where(Job.state == State.QUEUED)
+    return Snapshot(waiting, look.running, session.scalars(queued).one(), _classes(look.workers))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What reasons are found from, read once."""
+
+    session: Session
+    now: float
+    workers: Sequence[Worker]
+    running: int
+    max_running: int | None
+
+    @classmethod
+    def at(cls, session: Session, project_id: str, max_running: int | None, live_s: float) -> _Look:
+        clock = session.scalars(sa.select(now())).one()
+        return cls(session, clock, workers.live(session, live_s), running(session, project_id), max_running)
+
+    def reason(self, job: Job, position: int) -> str:
+        """Why a queued job waits; what lasts longest first."""
+        if job.not_before > self.now:
+            return self._backoff(job)
+        fitting = [one for one in self.workers if one.gpus >= job.gpus and job.gpu_type in (None, one.gpu_type)]
+        if not fitting:
+            return f"No connected worker has {_resources(job)}."
+        takers = [one for one in fitting if one.state in ("idle", "busy")]
+        if not takers:
+            return self._unfit(fitting)
+        if self.max_running is not None and self.running >= self.max_running:
+            return f"The project runs {_count(self.running, 'job')}, as many as it may at once."
+        ahead = position - 1
+        return f"Waits for a free worker; {_count(ahead, 'job')} ahead." if ahead else "Next; waits for a free worker."
+
+    def _backoff(self, job: Job) -> str:
+        until = datetime.fromtimestamp(job.not_before, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        last = self.session.get(Attempt, (job.id, job.epoch))
+        after = f" after a failed attempt ({last.error_message})" if last is not None and last.error_message else ""
+        return f"Starts again at {until}{after}."
+
+    @staticmethod
+    def _unfit(fitting: Sequence[Worker]) -> str:
+        problems = sorted({one.problem for one in fitting if one.problem})
+        if problems:
+            return f"The workers that could run it take no jobs: {'; '.join(problems)}."
+        return "The workers that could run it are shutting down."
+
+
+def _state_reason(job: Job) -> str | None:
+    if job.state == State.VALIDATING:
+        return "Its files are being checked."
+    if job.state == State.PAUSING:
+        return "Pausing: waits for a checkpoint."
+    if job.state == State.PAUSED:
+        return f"Paused by the service: {job.pause_message}" if job.pause_code else "Paused; resume it to go on."
+    return None
+
+
+def _rivals(kind: str | None) -> tuple[sa.ColumnElement[bool], ...]:
+    """The queued jobs that want the same workers as one that asks for `kind`."""
+    queued = Job.state == State.QUEUED
+    return (queued,) if kind is None else (queued, sa.or_(Job.gpu_type.is_(None), Job.gpu_type == kind))
+
+
+def _is(column: sa.ColumnElement[str | None], value: str | None) -> sa.ColumnElement[bool]:
+    return column.is_(None) if value is None else column == value
+
+
+def _classes(live: Sequence[Worker]) -> list[SlotClass]:
+    kinds = sorted({(one.gpu_type, one.gpus) for one in live})
+    states = {kind: [one.state for one in live if (one.gpu_type, one.gpus) == kind] for kind in kinds}
+    return [
+        SlotClass(kind, gpus, len(each), each.count("busy"), sum(state not in ("idle", "busy") for state in each))
+        for (kind, gpus), each in states.items()
+    ]
+
+
+def _resources(job: Job) -> str:
+    count = "a free place" if job.gpus == 1 and job.gpu_type is None else _count(job.gpus, "accelerator")
+    return count if job.gpu_type is None else f"{count} of type {job.gpu_type}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
