@@ -1,28 +1,31 @@
 """The artifact store: uploaded files and checkpoints behind one fsspec URL (`file://`, `s3://`, `memory://`).
 
-A single object appears complete or not at all: locally it is written beside its place and renamed; object stores do
-that by themselves. A checkpoint is many objects, so it is published manifest last, and exists for readers only when its
-database row does. Keys are made by us, never from names a user chose. Not covered: removing leftovers of a publish that
-died half-way.
+A single object appears complete or not at all (`jobs.storage`). A checkpoint is many objects, so it is published
+manifest last, and exists for readers only when its database row does; the row holds the sizes and hashes that every
+later read is measured by. Keys are made by us, never from names a user chose. What a publish that died half-way leaves
+is `jobs.services.sweep`'s.
+
+An object that is missing or not what its row says is an `ArtifactError`. A store that cannot be used raises
+`StorageError` instead: it says nothing about the object. So does an empty root, since rows that name
+objects and a store without any mean that a disk is not mounted or the URL has changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-
 from bgpo.errors import BgpoError
+from jobs.storage import open_storage
+from jobs.storage.base import CHUNK as CHUNK
+from jobs.storage.base import StorageError as StorageError
+from jobs.storage.base import StorageFull as StorageFull
+from jobs.storage.base import Stored, disk_errors
 
-CHUNK = 1 << 20
 MANIFEST = "manifest.json"
 Kind = Literal["weights", "adapter", "tokenizer", "trainer_state", "config"]
 _TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
@@ -75,40 +78,21 @@ class Manifest:
 
 
 class ArtifactStore:
-    """Objects by key under one root."""
+    """Objects by key under one root. Threads may share it.
+
+    Every method raises StorageError when the store cannot be used, StorageFull when there is no room.
+    """
 
     def __init__(self, url: str) -> None:
-        self._fs, root = url_to_fs(url)
-        self._root = root.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
-
-    def _path(self, key: str) -> str:
-        parts = PurePosixPath(key).parts
-        if not parts or key.startswith("/") or ".." in parts or "\\" in key or "\x00" in key:
-            raise ValueError(f"not an artifact key: {key!r}")
-        return f"{self._root}/{key}"
+        self._storage = open_storage(url)
 
     def check(self) -> None:
-        """Raise OSError when the store cannot be reached or written."""
-        self._fs.makedirs(self._root, exist_ok=True)
-        if self._local and not os.access(self._root, os.W_OK):
-            raise PermissionError(f"cannot write to {self._root}")
+        """Raise StorageError when the store cannot be reached or written."""
+        self._storage.check()
 
     def put_file(self, source: Path, key: str) -> None:
-        """Store a local file."""
-        path = self._path(key)
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        if not self._local:
-            self._fs.put_file(str(source), path)
-            return
-        unfinished = f"{path}.{secrets.token_hex(4)}.tmp"
-        try:
-            self._fs.put_file(str(source), unfinished)
-            with open(unfinished, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
+        """Store a local file; what the key held before is replaced."""
+        self._storage.put(source, _checked(key))
 
     def read(self, key: str, start: int, end: int) -> Iterator[bytes]:
         """Bytes `start` to `end` (exclusive) in pieces of at most 1 MiB.
@@ -116,17 +100,18 @@ class ArtifactStore:
         Raises:
             ArtifactError: when the object is missing or ends early.
         """
+        _checked(key)
         try:
-            with self._fs.open(self._path(key), "rb", cache_type="none") as file:
-                file.seek(start)
-                while start < end:
-                    piece = file.read(min(CHUNK, end - start))
-                    if not piece:
-                        raise ArtifactError(f"stored object {key} ends at byte {start}, expected {end}")
-                    start += len(piece)
-                    yield piece
-        except FileNotFoundError as error:
-            raise ArtifactError(f"stored object {key} is missing") from error
+            for piece in self._storage.pieces(key, start, end):
+                start += len(piece)
+                yield piece
+        except FileNotFoundError:
+            raise self._missing(key) from None
+        except StorageError:
+            if self._size(key) >= end:
+                raise
+        if start < end:
+            raise ArtifactError(f"stored object {key} ends at byte {start}, expected {end}")
 
     def fetch_file(self, key: str, target: Path, *, bytes: int, sha256: str) -> None:
         """Copy an object to a local file, and verify it.
@@ -135,32 +120,96 @@ class ArtifactStore:
             ArtifactError: when it is missing or its size or hash differs.
         """
         digest = hashlib.sha256()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
-            for piece in self.read(key, 0, bytes):
-                digest.update(piece)
-                file.write(piece)
-        if digest.hexdigest() != sha256:
-            raise ArtifactError(f"stored object {key} does not have the recorded sha256")
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                for piece in self.read(key, 0, bytes):
+                    digest.update(piece)
+                    file.write(piece)
+        _compare(key, digest.hexdigest(), sha256)
+
+    def verify_file(self, key: str, *, bytes: int, sha256: str) -> None:
+        """Read an object and hold it against its size and hash. Raises ArtifactError."""
+        self._verify_size(key, bytes)
+        digest = hashlib.sha256()
+        for piece in self.read(key, 0, bytes):
+            digest.update(piece)
+        _compare(key, digest.hexdigest(), sha256)
 
     def delete(self, key: str) -> None:
         """Remove an object; a missing one is fine."""
-        try:
-            self._fs.rm_file(self._path(key))
-        except FileNotFoundError:
-            return
+        self._storage.remove(_checked(key))
 
-    def publish_directory(self, directory: Path, key: str) -> Manifest:
-        """Store a complete local checkpoint directory under `key`, its manifest last."""
+    def publish_directory(self, directory: Path, key: str, *, read_back: bool = False) -> Manifest:
+        """Store a complete local checkpoint directory under `key`, its manifest last, and look at what is there then.
+
+        Publishing again under the same key, after a try that broke off, replaces file by file.
+
+        Args:
+            read_back: read every object back and compare its hash, not only its size.
+
+        Raises:
+            ArtifactError: the directory is empty, or the store returns something else than it was given.
+        """
         manifest = Manifest(tuple(_describe(directory, path) for path in _files(directory)))
         for file in sorted(manifest.files, key=lambda file: file.path == MANIFEST):
             self.put_file(directory / file.path, f"{key}/{file.path}")
+        for file in manifest.files:
+            if read_back:
+                self.verify_file(f"{key}/{file.path}", bytes=file.bytes, sha256=file.sha256)
+            else:
+                self._verify_size(f"{key}/{file.path}", file.bytes)
         return manifest
 
     def fetch_directory(self, key: str, manifest: Manifest, target: Path) -> None:
         """Copy a checkpoint to a local directory and verify every file. Raises ArtifactError."""
         for file in manifest.files:
             self.fetch_file(f"{key}/{file.path}", target / file.path, bytes=file.bytes, sha256=file.sha256)
+
+    def delete_directory(self, key: str) -> None:
+        """Remove everything below `key`."""
+        for stored in list(self._storage.walk(_checked(key))):
+            self._storage.remove(stored.key)
+
+    def walk(self, prefix: str) -> Iterator[Stored]:
+        """All objects below the folder `prefix`, with their ages on the clock of `now`."""
+        return self._storage.walk(_checked(prefix))
+
+    def now(self) -> float:
+        """The store's clock: unix seconds."""
+        return self._storage.now()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is stored at all, or the store's folder is not there."""
+        return self._storage.is_empty()
+
+    def _size(self, key: str) -> int:
+        try:
+            return self._storage.size(_checked(key))
+        except FileNotFoundError:
+            raise self._missing(key) from None
+
+    def _verify_size(self, key: str, expected: int) -> None:
+        size = self._size(key)
+        if size != expected:
+            raise ArtifactError(f"stored object {key} has {size} bytes, expected {expected}")
+
+    def _missing(self, key: str) -> BgpoError:
+        if self._storage.is_empty():
+            return StorageError(f"the artifact store is empty: {key} is not there, and nothing else either")
+        return ArtifactError(f"stored object {key} is missing")
+
+
+def _checked(key: str) -> str:
+    parts = PurePosixPath(key).parts
+    if not parts or key.startswith("/") or ".." in parts or "\\" in key or "\x00" in key:
+        raise ValueError(f"not an artifact key: {key!r}")
+    return key
+
+
+def _compare(key: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ArtifactError(f"stored object {key} does not have the recorded sha256")
 
 
 def sha256_of(path: Path) -> str:

@@ -2,7 +2,8 @@
 
 The row is what makes a checkpoint exist, and it is written under the epoch guard, so a worker that lost its job may
 copy files but never publishes them. Several tries for each; a checkpoint that cannot be published is given up with a
-warning unless it is the final one, without which the job cannot succeed.
+warning unless it is the final one, without which the job cannot succeed. The final one is read back from the store
+before its row is written. After each, retention removes what need not be kept.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from pathlib import Path
 import structlog
 
 from bgpo.records import CheckpointRecord
-from jobs.artifacts import MANIFEST, ArtifactError, ArtifactStore, sha256_of
+from jobs.artifacts import MANIFEST, ArtifactError, ArtifactStore, StorageError, sha256_of
 from jobs.db import Database
+from jobs.failures import JobError
 from jobs.repositories import checkpoints
+from jobs.services import retention
 
-_RETRY_AFTER_S = (1.0, 5.0, 15.0)
+_RETRY_AFTER_S = (1.0, 5.0, 15.0, 30.0)
 _log = structlog.get_logger(__name__)
 
 
@@ -51,16 +54,19 @@ class Uploader(threading.Thread):
     def __init__(self, database: Database, store: ArtifactStore, job_id: str, epoch: int) -> None:
         super().__init__(name=f"uploader-{job_id}", daemon=True)
         self.final_published = False
-        self.failure: str | None = None
-        """Why the last checkpoint was not published."""
+        self.failure: JobError | None = None
+        """Why the last checkpoint was not published (yet): `disk_full`, `storage_unavailable` or `server_error`."""
         self.published = 0
         self._database, self._store = database, store
         self._job_id, self._epoch = job_id, epoch
         self._queue: queue.SimpleQueue[tuple[CheckpointRecord, Path] | None] = queue.SimpleQueue()
+        self._newest_step = -1
+        self._keys: set[str] = set()
         self._abandoned = threading.Event()
 
     def put(self, record: CheckpointRecord, directory: Path) -> None:
         """Queue a checkpoint."""
+        self._newest_step = record.step
         self._queue.put((record, directory))
 
     def close(self) -> None:
@@ -76,30 +82,61 @@ class Uploader(threading.Thread):
         while (item := self._queue.get()) is not None and not self._abandoned.is_set():
             record, directory = item
             try:
-                self._publish(record, directory)
+                if self._publish(record, directory):
+                    self._retain()
             finally:
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _publish(self, record: CheckpointRecord, directory: Path) -> None:
+    def _publish(self, record: CheckpointRecord, directory: Path) -> bool:
         for delay in (*_RETRY_AFTER_S, None):
             try:
-                self._try_publish(record, directory)
+                published = self._try_publish(record, directory)
                 self.failure = None
-                return
+                return published
             except Exception as error:  # storage and database clients raise anything; the job must hear of it
                 _log.warning("checkpoint not published", job_id=self._job_id, step=record.step, exc_info=True)
-                self.failure = f"the checkpoint of step {record.step} could not be stored: {error}"
-            if delay is None or self._abandoned.wait(delay):
-                return
+                code = error.code if isinstance(error, StorageError) else "server_error"
+                message = f"the checkpoint of step {record.step} could not be stored: {error}"
+                self.failure = JobError(code, message, phase="checkpointing", step=record.step)
+            superseded = record.step < self._newest_step  # a newer one waits, and is worth more
+            if superseded or delay is None or self._abandoned.wait(delay):
+                return False
+        return False
 
-    def _try_publish(self, record: CheckpointRecord, directory: Path) -> None:
+    def _try_publish(self, record: CheckpointRecord, directory: Path) -> bool:
         verify(directory)
-        key = f"checkpoints/{self._job_id}/{self._epoch}/step-{record.step:06d}"
-        manifest = self._store.publish_directory(directory, key)
+        key = self._new_key(record.step)
+        manifest = self._store.publish_directory(directory, key, read_back=record.final)
         with self._database.transaction() as session:
+            old = checkpoints.replaced_key(session, self._job_id, record.step, key)
             row = checkpoints.insert(
-                session, self._job_id, self._epoch, record.step, key, manifest, record.final, record.metrics
+                session,
+                self._job_id,
+                self._epoch,
+                record.step,
+                key,
+                manifest,
+                record.final,
+                record.metrics,
+                best=record.best,
             )
-        if row is not None:  # else the job is not ours any more, or is being cancelled: the supervisor knows already
-            self.published += 1
-            self.final_published |= record.final
+        if row is None:  # the job is not ours any more, or is being cancelled: the supervisor knows already
+            return False
+        self._keys.add(key)
+        self.published += 1
+        self.final_published |= record.final
+        if old is not None:
+            retention.delete_files(self._store, old)
+        return True
+
+    def _new_key(self, step: int) -> str:
+        """A folder no row points to: files of a published checkpoint are never overwritten."""
+        key = f"checkpoints/{self._job_id}/{self._epoch}/step-{step:06d}"
+        return f"{key}-{len(self._keys)}" if key in self._keys else key
+
+    def _retain(self) -> None:
+        """Delete what need not be kept any more. Failing is no reason to stop: the next checkpoint tries again."""
+        try:
+            retention.apply(self._database, self._store, self._job_id, self._epoch)
+        except Exception:  # as above
+            _log.warning("old checkpoints not deleted", job_id=self._job_id, exc_info=True)

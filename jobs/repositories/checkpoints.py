@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -12,8 +14,21 @@ from jobs.db import now
 from jobs.ids import CHECKPOINT, is_id, new_id
 from jobs.repositories import jobs
 from jobs.repositories.dialect import insert as dialect_insert
-from jobs.states import State
+from jobs.states import ACTIVE, State
 from jobs.tables import Checkpoint, Job
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What retention needs to know of a checkpoint."""
+
+    id: str
+    step: int
+    key: str
+    final: bool = False
+    best: bool = False
+    pinned: bool = False
+    damaged: bool = False
 
 
 def insert(
@@ -25,14 +40,20 @@ def insert(
     manifest: Manifest,
     final: bool,
     metrics: Mapping[str, float],
+    *,
+    best: bool = False,
 ) -> str | None:
     """Record a published checkpoint and return its id; None when `epoch` may no longer write.
 
-    The job resumes from it from now on and gets all its attempts back. A replayed step keeps its id and gets the new
-    files.
+    The job resumes from it from now on and gets all its attempts back. A replayed step keeps its id (and pin) and gets
+    the new files; `replaced_key` says before where the old ones are.
     """
     if jobs.hold(session, job_id, epoch) not in (State.RUNNING, State.PAUSING):
         return None
+    same = (Checkpoint.job_id == job_id, Checkpoint.step == step, Checkpoint.key == key)
+    recorded = session.scalar(sa.select(Checkpoint.id).where(*same, Checkpoint.manifest_sha256 == manifest.sha256))
+    if recorded is not None:  # the answer to the commit was lost
+        return recorded
     tuned_model = session.scalars(sa.select(Job.tuned_model).where(Job.id == job_id)).one()
     values = {
         "epoch": epoch,
@@ -42,6 +63,8 @@ def insert(
         "manifest_sha256": manifest.sha256,
         "bytes": manifest.bytes,
         "final": final,
+        "best": best,
+        "damaged": False,
         "metrics": dict(metrics),
     }
     statement = dialect_insert(session, Checkpoint).values(
@@ -54,16 +77,112 @@ def insert(
     return checkpoint_id
 
 
+def replaced_key(session: Session, job_id: str, step: int, key: str) -> str | None:
+    """Where the files of this step are now, unless that is `key`: to be deleted once the row points to `key`."""
+    where = (Checkpoint.job_id == job_id, Checkpoint.step == step, Checkpoint.key != key)
+    return session.scalar(sa.select(Checkpoint.key).where(*where))
+
+
 def by_id(session: Session, checkpoint_id: str) -> Checkpoint | None:
     """One checkpoint, whatever its project: for workers."""
     return session.get(Checkpoint, checkpoint_id)
 
 
-def get(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | None:
-    """One checkpoint of a project by its id."""
+def get(
+    session: Session, project_id: str, checkpoint_id: str, *, lock: Literal["share"] | None = None
+) -> Checkpoint | None:
+    """One checkpoint of a project by its id.
+
+    Args:
+        lock: keep it from being deleted until the end of the transaction, which makes a job resume from it.
+    """
     if not is_id(CHECKPOINT, checkpoint_id):
         return None
-    return session.scalar(_of_project(project_id).where(Checkpoint.id == checkpoint_id))
+    statement = _of_project(project_id).where(Checkpoint.id == checkpoint_id)
+    if lock is not None:
+        statement = statement.with_for_update(read=True, of=Checkpoint)
+    return session.scalar(statement)
+
+
+def latest_good(session: Session, job_id: str, *, lock: Literal["share"] | None = None) -> Checkpoint | None:
+    """The newest checkpoint of a job whose files are not known to be damaged; `lock` as for `get`."""
+    where = (Checkpoint.job_id == job_id, ~Checkpoint.damaged)
+    statement = sa.select(Checkpoint).where(*where).order_by(Checkpoint.step.desc()).limit(1)
+    if lock is not None:
+        statement = statement.with_for_update(read=True)
+    return session.scalar(statement)
+
+
+def mark_damaged(session: Session, checkpoint_id: str) -> None:
+    """Its files were found missing or altered: nothing resumes from it any more."""
+    statement = sa.update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(damaged=True)
+    session.execute(statement.execution_options(synchronize_session=False))
+
+
+def to_resume(session: Session, job_id: str) -> Checkpoint | None:
+    """Where a job goes on from; None = from the base model.
+
+    That is the checkpoint its row names, which may be another job's; should that be damaged or gone, its own newest
+    good one; else an older good one of that other job.
+    """
+    named = session.scalar(
+        sa.select(Checkpoint).join(Job, Job.resume_checkpoint_id == Checkpoint.id).where(Job.id == job_id)
+    )
+    if named is not None and not named.damaged:
+        return named
+    own = latest_good(session, job_id)
+    return own if own is not None or named is None else latest_good(session, named.job_id)
+
+
+def set_pinned(session: Session, project_id: str, checkpoint_id: str, pinned: bool) -> Checkpoint | None:
+    """Keep it whatever retention says, or no longer; None when there is no such checkpoint."""
+    if get(session, project_id, checkpoint_id) is None:
+        return None
+    statement = sa.update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(pinned=pinned)
+    session.execute(statement.execution_options(synchronize_session=False))
+    return session.get(Checkpoint, checkpoint_id, populate_existing=True)
+
+
+def lock_all(session: Session, job_id: str) -> list[Kept]:
+    """All checkpoints of a job, oldest first, locked against jobs that start to resume from one.
+
+    Locks the job first, so that two who lock its checkpoints do it one after the other.
+    """
+    session.execute(sa.select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))
+    columns = (Checkpoint.id, Checkpoint.step, Checkpoint.key)
+    flags = (Checkpoint.final, Checkpoint.best, Checkpoint.pinned, Checkpoint.damaged)
+    statement = sa.select(*columns, *flags).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step)
+    return [Kept(*row) for row in session.execute(statement.with_for_update())]
+
+
+def resumed_from(
+    session: Session, checkpoint_ids: Collection[str], *, states: Collection[State] | None = None
+) -> set[str]:
+    """Which of these checkpoints a job goes on from when it runs next, among jobs in `states` if given."""
+    statement = sa.select(Job.resume_checkpoint_id).where(Job.resume_checkpoint_id.in_(checkpoint_ids))
+    if states is not None:
+        statement = statement.where(Job.state.in_(states))
+    return {checkpoint_id for checkpoint_id in session.scalars(statement) if checkpoint_id is not None}
+
+
+def remove(session: Session, checkpoint_ids: Collection[str]) -> None:
+    """Delete rows. Their files go after the commit. Ended jobs that would have resumed from one forget it."""
+    quiet = {"synchronize_session": False}
+    forget = sa.update(Job).where(Job.resume_checkpoint_id.in_(checkpoint_ids)).values(resume_checkpoint_id=None)
+    session.execute(forget.execution_options(**quiet))
+    session.execute(sa.delete(Checkpoint).where(Checkpoint.id.in_(checkpoint_ids)).execution_options(**quiet))
+
+
+def known_keys(session: Session, keys: Collection[str]) -> set[str]:
+    """Which of these keys a row points to."""
+    return set(session.scalars(sa.select(Checkpoint.key).where(Checkpoint.key.in_(keys))))
+
+
+def being_written(session: Session, attempts: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Which of these attempts (job id, epoch) may still publish. One that may not never will again."""
+    epochs = set(attempts)
+    where = (Job.id.in_({job_id for job_id, _ in epochs}), Job.state.in_(ACTIVE))
+    return {(job_id, epoch) for job_id, epoch in session.execute(sa.select(Job.id, Job.epoch).where(*where))} & epochs
 
 
 def by_name(session: Session, project_id: str, name: str) -> Checkpoint | None:

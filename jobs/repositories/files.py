@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -87,3 +88,8 @@ def delete(session: Session, project_id: str, file_id: str) -> bool:
     """Remove the row."""
     gone = sa.delete(File).where(File.id == file_id, File.project_id == project_id).returning(File.id)
     return session.scalar(gone) is not None
+
+
+def known_keys(session: Session, keys: Collection[str]) -> set[str]:
+    """Which of these keys of the artifact store a row points to."""
+    return set(session.scalars(sa.select(File.key).where(File.key.in_(keys))))

@@ -22,6 +22,7 @@ def test_put_read_fetch_delete(store: ArtifactStore, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(content)
     store.put_file(source, "files/a")
+    store.put_file(source, "files/b")
     assert b"".join(store.read("files/a", 0, len(content))) == content
     assert b"".join(store.read("files/a", CHUNK - 3, CHUNK + 5)) == content[CHUNK - 3 : CHUNK + 5]
     assert all(len(piece) <= CHUNK for piece in store.read("files/a", 0, len(content)))
