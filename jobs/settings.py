@@ -53,7 +53,8 @@ class Settings(BaseSettings):
 
     webhook_secret: SecretStr | None = Field(None, description="`whsec_` + base64; signs webhooks. None = no webhooks.")
     webhook_allow_private: bool = Field(False, description="Webhooks may go to http:// and private addresses.")
-    webhook_timeout_s: float = Field(10, gt=0)
+    webhook_timeout_s: float = Field(10, gt=0, description="Of one try, from resolving the name to the answer.")
+    egress_ports: tuple[int, ...] = Field((443,), description="Ports that URLs named by users may have.")
     admin_key: SecretStr | None = Field(None, description="The key for /v1/organization; without any key, loopback.")
 
     worker_gpus: str = Field(
