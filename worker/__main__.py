@@ -1,16 +1,10 @@
-"""`python -m worker`: a Celery worker that runs one job at a time, and a reconciler thread beside it.
+"""`python -m worker`: a Celery worker that runs one job at a time, with a standby and a reconciler beside it.
 
-SIGTERM drains: the running trainer writes a checkpoint, its job goes back to the queue, and the worker exits.
+SIGTERM drains (`worker.signals`): the running trainer writes a checkpoint, its job goes back to the queue, and the
+worker exits.
 """
 
 from __future__ import annotations
-
-import os
-import threading
-import time
-from typing import Any
-
-from celery.signals import worker_shutting_down
 
 from jobs.log import configure_logging
 from jobs.resources import queue_names
@@ -18,9 +12,9 @@ from jobs.settings import Settings
 from worker.app import create_app
 from worker.context import WorkerContext
 from worker.reconciler import Reconciler
+from worker.signals import drain_on_signals, ignore_signals
+from worker.standby import Standby
 from worker.tasks import register
-
-_CELERY_EXIT_S = 10.0
 
 
 def main() -> None:
@@ -30,14 +24,10 @@ def main() -> None:
     context = WorkerContext.create(settings)
     app = create_app(settings)
     register(app, context)
-
-    def drain(**_: Any) -> None:
-        context.draining.set()
-        threading.Thread(target=_leave, args=(context,), name="leave", daemon=True).start()
-
-    worker_shutting_down.connect(drain, weak=False)
-    reconciler = Reconciler(context, is_worker=True)
+    drain_on_signals(app, context)
+    reconciler, standby = Reconciler(context, is_worker=True), Standby(context)
     reconciler.start()
+    standby.start()
     try:
         app.worker_main(
             [
@@ -52,19 +42,12 @@ def main() -> None:
             ]
         )
     finally:
+        ignore_signals()
+        context.draining.set()  # however Celery came to its end
+        standby.join()
         reconciler.stop()
         reconciler.join()
         context.close()
-
-
-def _leave(context: WorkerContext) -> None:
-    """End the process when Celery does not: told to stop while its broker is out of reach, it may wait for ever.
-
-    Once no job runs nothing is left to lose: the database has the state, and Celery's messages are doorbells.
-    """
-    with context.busy:
-        time.sleep(_CELERY_EXIT_S)
-        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from uuid_utils import uuid7
@@ -17,6 +19,23 @@ from jobs.resources import Slot
 from jobs.settings import Settings
 
 TRAINER = (sys.executable, "-m", "bgpo.run")
+
+
+class Activity:
+    """What the worker does, for its row in the registry. Written by the thread that holds `busy`."""
+
+    job_id: str | None = None
+    problem: str | None = None
+    """Why it takes no jobs."""
+
+    @contextmanager
+    def on(self, job_id: str) -> Iterator[None]:
+        """Busy with a job within the block."""
+        self.job_id = job_id
+        try:
+            yield
+        finally:
+            self.job_id = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,8 @@ class WorkerContext:
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the worker shuts down: running jobs checkpoint and go back to the queue."""
     busy: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a doorbell is being answered."""
+    """Held while jobs are being taken and run."""
+    activity: Activity = field(default_factory=Activity)
 
     @property
     def worker_id(self) -> str:

@@ -11,11 +11,11 @@ import threading
 import time
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
 
 from jobs.db import Database
 from jobs.repositories import jobs
 from jobs.settings import Settings
+from worker.outages import DATABASE_OUTAGE
 
 _LOOK_S = 1.0
 _JOIN_S = 5.0  # then it hangs in the database; a daemon thread with nothing to write may stay there
@@ -55,7 +55,7 @@ class Lease(threading.Thread):
         while not self._stopped.wait(min(_LOOK_S, self._settings.beat_s)) and not self.lost:
             try:
                 self._look()
-            except (OperationalError, InterfaceError) as error:
+            except DATABASE_OUTAGE as error:
                 _log.warning("lease not renewed", job_id=self._job_id, age_s=round(self.age, 1), error=str(error))
 
     def _look(self) -> None:

@@ -2,7 +2,8 @@
 
 One transaction a batch, every statement guarded by the epoch. While the database does not answer the batch is tried
 again and the queue fills up; `full` then tells the supervising thread to read no more, which in the end blocks the
-trainer's pipe: nothing is lost and memory stays bounded.
+trainer's pipe: nothing is lost and memory stays bounded. A batch whose commit was not confirmed is written again, to no
+further effect: values replace themselves, and an event has its id before it is first written.
 """
 
 from __future__ import annotations
@@ -10,23 +11,35 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from bgpo.records import LogRecord, MetricRecord, PhaseRecord, Record, SampleRecord
 from jobs.db import Database
+from jobs.ids import EVENT, new_id
 from jobs.repositories import events, jobs, metrics, samples
 from jobs.services.messages import metrics_event
+from worker.outages import DATABASE_OUTAGE
 
 _BATCH_S = 1.0
 _JOIN_S = 5.0  # then it hangs in the database, and the epoch guard refuses what it may still write
 _MAX_QUEUED = 5000
 _MAX_BATCH = 500  # one transaction must not keep other writers waiting
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Started:
+    """The trainer runs: the first thing there is to record of an attempt."""
+
+    pid: int
+    devices: tuple[str, ...]
+    resumed_step: int | None
+    """Step of the checkpoint it goes on from; None = from the base model."""
 
 
 class Recorder(threading.Thread):
@@ -41,7 +54,7 @@ class Recorder(threading.Thread):
         """Why the thread ended early."""
         self._database, self._job_id, self._epoch = database, job_id, epoch
         self._grader = grader
-        self._queue: deque[Record] = deque()
+        self._queue: deque[tuple[str, Record | Started]] = deque()
         self._closing = threading.Event()
         self._abandoned = threading.Event()
 
@@ -55,10 +68,10 @@ class Recorder(threading.Thread):
         """It writes no more."""
         return self.fenced or self.failure is not None
 
-    def put(self, record: Record) -> None:
+    def put(self, record: Record | Started) -> None:
         """Queue a record."""
         if not self.broken:
-            self._queue.append(record)
+            self._queue.append((new_id(EVENT), record))
 
     def close(self) -> None:
         """Write what is queued and end; `is_alive` turns false when that is done."""
@@ -84,8 +97,8 @@ class Recorder(threading.Thread):
             batch = list(islice(self._queue.copy(), _MAX_BATCH))
             try:
                 with self._database.transaction() as session:
-                    held = all(self._write(session, record) for record in batch)
-            except (OperationalError, InterfaceError) as error:
+                    held = all(self._write(session, event_id, record) for event_id, record in batch)
+            except DATABASE_OUTAGE as error:
                 _log.warning("records not written yet", job_id=self._job_id, error=str(error))
                 self._abandoned.wait(_BATCH_S)
                 continue
@@ -93,23 +106,26 @@ class Recorder(threading.Thread):
             for _ in batch:
                 self._queue.popleft()
 
-    def _write(self, session: Session, record: Record) -> bool:
-        """Write one record; False when fenced."""
+    def _write(self, session: Session, event_id: str, record: Record | Started) -> bool:
+        """Write one record, to no further effect if it is there already; False when fenced."""
         job, epoch = self._job_id, self._epoch
         match record:
+            case Started():
+                devices, step = list(record.devices), record.resumed_step
+                return jobs.start_attempt(session, job, epoch, pid=record.pid, devices=devices, resumed_step=step)
             case PhaseRecord():
                 return jobs.set_phase(session, job, epoch, record.phase, record.step)
             case MetricRecord():
-                if not metrics.upsert(session, job, epoch, record.step, record.split, record.values):
-                    return False
-                message, data = metrics_event(
-                    record.step, record.total_steps, record.split, record.values, self._grader
+                step, split, values = record.step, record.split, record.values
+                message, data = metrics_event(step, record.total_steps, split, values, self._grader)
+                return metrics.record_step(
+                    session, job, epoch, step=step, split=split, values=values, message=message, data=data
                 )
-                return events.append(session, job, epoch, "info", message, "metrics", data) is not None
             case SampleRecord():
                 fields = record.model_dump(exclude={"type", "seq", "time"})
                 return samples.upsert(session, job, epoch, **fields)
             case LogRecord():
-                return events.append(session, job, epoch, record.level, record.message) is not None
+                seq = events.append(session, job, epoch, record.level, record.message, event_id=event_id)
+                return seq is not None
             case _:
                 return True

@@ -56,6 +56,8 @@ class Uploader(threading.Thread):
         self.final_published = False
         self.failure: JobError | None = None
         """Why the last checkpoint was not published (yet): `disk_full`, `storage_unavailable` or `server_error`."""
+        self.given_up = False
+        """After several tries; false again once a later checkpoint is published."""
         self.published = 0
         self._database, self._store = database, store
         self._job_id, self._epoch = job_id, epoch
@@ -91,13 +93,14 @@ class Uploader(threading.Thread):
         for delay in (*_RETRY_AFTER_S, None):
             try:
                 published = self._try_publish(record, directory)
-                self.failure = None
+                self.failure, self.given_up = None, False
                 return published
             except Exception as error:  # storage and database clients raise anything; the job must hear of it
                 _log.warning("checkpoint not published", job_id=self._job_id, step=record.step, exc_info=True)
                 code = error.code if isinstance(error, StorageError) else "server_error"
                 message = f"the checkpoint of step {record.step} could not be stored: {error}"
                 self.failure = JobError(code, message, phase="checkpointing", step=record.step)
+            self.given_up = delay is None
             superseded = record.step < self._newest_step  # a newer one waits, and is worth more
             if superseded or delay is None or self._abandoned.wait(delay):
                 return False

@@ -3,34 +3,31 @@
     <home>/work/<job>/<epoch>/spec.json  trainer.log  data/  resume/  output/checkpoints/
 
 A folder per epoch, so that a trainer nobody waits for any more cannot touch the files of the attempt that follows it.
+`preparation` fills it; what a worker that died leaves of it is found by `leftovers`.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-from bgpo.errors import DataError, ModelError
-from bgpo.spec import parse_run_spec
-from jobs.artifacts import ArtifactStore, Manifest
-from jobs.db import Database
-from jobs.repositories import checkpoints, files
-from jobs.repositories.jobs import Claim
-from jobs.services.models import Catalog
+from jobs.repositories.claims import Claim
 from jobs.settings import Settings
-from jobs.tables import Checkpoint, File
+
+
+def _root(settings: Settings) -> Path:
+    return settings.home / "work"
 
 
 class WorkDir:
     """One attempt's folder."""
 
     def __init__(self, settings: Settings, claim: Claim) -> None:
-        self._settings, self._claim = settings, claim
-        self._job = settings.home / "work" / claim.job_id
+        self._job = _root(settings) / claim.job_id
         self.path = self._job / str(claim.epoch)
         self.spec = self.path / "spec.json"
         self.log = self.path / "trainer.log"
+        self.output = self.path / "output"
 
     def create(self) -> None:
         """Make the folder; what earlier attempts of the job left on this machine goes."""
@@ -39,42 +36,7 @@ class WorkDir:
 
     def remove(self) -> None:
         """Delete it: everything worth keeping is in the artifact store."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._job.is_dir() and not any(self._job.iterdir()):
-            self._job.rmdir()
-
-    def prepare(self, database: Database, store: ArtifactStore) -> None:
-        """Fetch the inputs and write the specification.
-
-        Raises:
-            ModelError, DataError: the base model or a file does not exist (any more).
-            SpecError: the stored recipe does not validate (an upgrade made it invalid).
-            ArtifactError: a stored object is missing or damaged.
-        """
-        claim, settings = self._claim, self._settings
-        model = Catalog(settings.model_root).get(claim.model)
-        if model is None:
-            raise ModelError(f"this worker has no base model {claim.model!r}", "model")
-        with database.read() as session:
-            train = files.get(session, claim.project_id, claim.training_file)
-            validation = files.get(session, claim.project_id, claim.validation_file) if claim.validation_file else None
-            resume = checkpoints.by_id(session, claim.resume_checkpoint_id) if claim.resume_checkpoint_id else None
-        if train is None or (validation is None and claim.validation_file):
-            name = "training_file" if train is None else "validation_file"
-            raise DataError("the file was deleted before the job started", name)
-        spec = parse_run_spec(
-            claim.recipe
-            | {
-                "model": str(model.path),
-                "train_data": str(self._fetch_file(store, train, "train.jsonl")),
-                "validation_data": str(self._fetch_file(store, validation, "validation.jsonl")) if validation else None,
-                "output_dir": str(self.path / "output"),
-                "resume_from": str(self._fetch_checkpoint(store, resume)) if resume else None,
-                "device": settings.trainer_device,
-                "threads": settings.trainer_threads,
-            }
-        )
-        self.spec.write_text(json.dumps(spec.model_dump(mode="json"), indent=2) + "\n", "utf-8")
+        _remove(self.path)
 
     def checkpoint(self, path: str) -> Path:
         """A checkpoint directory the trainer reported.
@@ -87,12 +49,24 @@ class WorkDir:
             raise ValueError(f"{path} lies outside the job's folder")
         return directory
 
-    def _fetch_file(self, store: ArtifactStore, file: File, name: str) -> Path:
-        target = self.path / "data" / name
-        store.fetch_file(file.key, target, bytes=file.bytes, sha256=file.sha256)
-        return target
 
-    def _fetch_checkpoint(self, store: ArtifactStore, checkpoint: Checkpoint) -> Path:
-        target = self.path / "resume" / f"step-{checkpoint.step:06d}"
-        store.fetch_directory(checkpoint.key, Manifest.from_json(checkpoint.manifest), target)
-        return target
+def leftovers(settings: Settings) -> list[tuple[str, int]]:
+    """(job id, epoch) of all attempts that have a folder on this machine."""
+    found = []
+    for folder in _root(settings).glob("*/*"):
+        if folder.name.isdigit() and folder.is_dir():
+            found.append((folder.parent.name, int(folder.name)))
+    return found
+
+
+def remove(settings: Settings, job_id: str, epoch: int) -> None:
+    """Delete the folder of an attempt."""
+    _remove(_root(settings) / job_id / str(epoch))
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.parent.rmdir()
+    except OSError:  # another attempt's folder is there, or it has just gone
+        return

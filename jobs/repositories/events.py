@@ -25,12 +25,17 @@ def append(
     message: str,
     type: Literal["message", "metrics"] = "message",
     data: dict[str, Any] | None = None,
+    event_id: str | None = None,
 ) -> int | None:
     """Add an event and return its seq; None when `epoch` no longer holds the job.
+
+    With `event_id` it is added once: should it be there already, nothing changes.
 
     `epoch` is None for events of the API and the reconciler. A cancelled job shows nothing more of its worker: the
     event is dropped and 0 returned.
     """
+    if event_id is not None and (there := seq_of(session, job_id, event_id)) is not None:
+        return there
     statement = sa.update(Job).where(Job.id == job_id).values(event_seq=Job.event_seq + 1)
     if epoch is not None:
         statement = statement.where(Job.epoch == epoch, Job.state.in_([State.RUNNING, State.PAUSING]))
@@ -41,7 +46,7 @@ def append(
         sa.insert(Event).values(
             job_id=job_id,
             seq=seq,
-            id=new_id(EVENT),
+            id=event_id or new_id(EVENT),
             epoch=epoch,
             created_at=now(),
             level=level,

@@ -1,0 +1,34 @@
+"""Keeps the worker's own paths out of what users read: messages and log tails name places, not folders of a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.failures import JobError
+from jobs.settings import Settings
+
+
+def places(settings: Settings, work: Path) -> dict[str, str]:
+    """What stands for which folder in texts about an attempt whose folder is `work`; the innermost folder first."""
+    named = {work: "<work>", settings.model_root: "<models>", settings.home: "<home>"}
+    found: dict[str, str] = {}
+    for path, name in named.items():
+        for spelled in (path, path.resolve()):
+            if len(spelled.parts) > 1:  # the root folder would be found in every path
+                found.setdefault(str(spelled), name)
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def hide(text: str, places: Mapping[str, str]) -> str:
+    """`text` with the folders of `places` replaced by their names."""
+    for path, name in places.items():
+        text = text.replace(path, name)
+    return text
+
+
+def hidden(error: JobError, places: Mapping[str, str]) -> JobError:
+    """`error` without the folders of `places` in its texts."""
+    detail = None if error.detail is None else hide(error.detail, places)
+    return replace(error, message=hide(error.message, places), detail=detail)
