@@ -10,8 +10,10 @@ import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from jobs.webhooks import keys
 
 _EXAMPLE_MODELS = Path(__file__).resolve().parent.parent / "examples" / "models"
 
@@ -19,7 +21,7 @@ _EXAMPLE_MODELS = Path(__file__).resolve().parent.parent / "examples" / "models"
 class Settings(BaseSettings):
     """Configuration of the API, the workers and the command line."""
 
-    model_config = SettingsConfigDict(env_prefix="BGPO_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="BGPO_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     home: Path = Field(default_factory=lambda: Path.home() / ".bgpo", description="Folder of everything embedded.")
     database_url: str = Field("", description="SQLAlchemy URL; empty = SQLite under home.")
@@ -51,7 +53,9 @@ class Settings(BaseSettings):
     max_running_jobs: int | None = Field(None, ge=1, description="Jobs of a project that may run; None = any number.")
     max_gpus: int = Field(8, ge=1, description="Accelerators one job may ask for.")
 
-    webhook_secret: SecretStr | None = Field(None, description="`whsec_` + base64; signs webhooks. None = no webhooks.")
+    webhook_secret: SecretStr | None = Field(
+        None, description="`whsec_` + base64; a second one behind a space. None = no webhooks."
+    )
     webhook_allow_private: bool = Field(False, description="Webhooks may go to http:// and private addresses.")
     webhook_timeout_s: float = Field(10, gt=0, description="Of one try, from resolving the name to the answer.")
     egress_ports: tuple[int, ...] = Field((443,), description="Ports that URLs named by users may have.")
@@ -69,6 +73,11 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value is not None and keys(value.get_secret_value()) else None
 
     @model_validator(mode="after")
     def _defaults_under_home(self) -> Self:

@@ -112,9 +112,9 @@ def get(session: Session, job_id: str, delivery_id: str) -> Delivery | None:
     return session.scalar(statement.execution_options(populate_existing=True))
 
 
-def revive(session: Session, delivery_id: str) -> bool:
-    """Begin a dead delivery again, with all its tries; False when it is not dead."""
-    where = (Delivery.id == delivery_id, Delivery.state == "dead")
+def revive(session: Session, job_id: str, delivery_id: str) -> bool:
+    """Begin a dead delivery again, with all its tries; False when the job has no dead delivery of this id."""
+    where = (Delivery.id == delivery_id, Delivery.job_id == job_id, Delivery.state == "dead")
     statement = sa.update(Delivery).where(*where).values(state="pending", attempts=0, next_at=now())
     return session.scalar(statement.execution_options(synchronize_session=False).returning(Delivery.id)) is not None
 
