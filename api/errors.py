@@ -23,7 +23,9 @@ class ErrorBody(BaseModel):
     """What went wrong."""
 
     message: str = Field(description="For people: what is wrong and what to change.")
-    type: str = Field(description="`invalid_request_error`, or `server_error` from status 500 on.")
+    type: str = Field(
+        description="`invalid_request_error`, `server_error` from status 500 on, or `insufficient_quota` (429)."
+    )
     param: str | None = Field(description="Dotted path of the offending parameter.")
     code: str | None = Field(description="For programs: stable.")
 
@@ -50,9 +52,10 @@ def envelope(
     param: str | None = None,
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
+    type: str | None = None,
 ) -> JSONResponse:
-    """An error response."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
+    """An error response; `type` follows from the status unless given."""
+    kind = type or ("server_error" if status >= 500 else "invalid_request_error")
     error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status, headers=dict(headers or {}))
 
@@ -62,7 +65,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ServiceError)
     def service_error(request: Request, error: ServiceError) -> JSONResponse:
-        return envelope(error.status, error.message, param=error.param, code=error.code, headers=error.headers)
+        return envelope(
+            error.status, error.message, param=error.param, code=error.code, headers=error.headers, type=error.type
+        )
 
     @app.exception_handler(InvalidInput)
     def invalid_input(request: Request, error: InvalidInput) -> JSONResponse:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from api import errors
 from api.auth import check_exposure
 from api.middleware import RequestMiddleware
-from api.routes import checkpoints, files, health, jobs, models, progress
+from api.routes import checkpoints, files, health, jobs, models, progress, queue, webhooks
 from jobs.context import Context
 from jobs.settings import Settings
 
@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.stopping = threading.Event()
     errors.install(app)
     app.add_middleware(RequestMiddleware)
-    for part in (files, jobs, progress, checkpoints, models, health):
+    for part in (files, jobs, progress, checkpoints, webhooks, queue, models, health):
         app.include_router(part.router)
     return app
 

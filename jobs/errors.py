@@ -11,6 +11,8 @@ class ServiceError(BgpoError):
     """Base of the errors a request can end with."""
 
     status: int = 500
+    type: str | None = None
+    """Of the error envelope; None = by the status."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message, param)
@@ -71,6 +73,18 @@ class Conflict(ServiceError):
 
     status = 409
     code = "conflict"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}
+
+
+class InsufficientQuota(ServiceError):
+    """A limit of the project is reached; only its user can change that, so clients must not retry."""
+
+    status = 429
+    code = "insufficient_quota"
+    type = "insufficient_quota"
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -1,4 +1,7 @@
-"""/v1/fine_tuning/checkpoints: describing and downloading them. Paths are matched to the manifest, never to a disk."""
+"""/v1/fine_tuning/checkpoints: describing, keeping and downloading them.
+
+Paths of files are matched to the manifest, never to a disk.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,17 @@ from fastapi.responses import Response
 from api.deps import Ctx, Project
 from api.download import object_response, tar_response
 from api.errors import RESPONSES
-from api.schemas.checkpoints import CheckpointFiles, CheckpointObject, checkpoint_files, checkpoint_object
+from api.schemas.checkpoints import (
+    CheckpointDeleted,
+    CheckpointFiles,
+    CheckpointObject,
+    checkpoint_files,
+    checkpoint_object,
+)
 from jobs.artifacts import Manifest
 from jobs.errors import NotFound
-from jobs.services import jobs
+from jobs.services import jobs, retention
+from jobs.wire.request import UpdateCheckpoint
 
 router = APIRouter(prefix="/v1/fine_tuning/checkpoints/{checkpoint_id}", tags=["Checkpoints"], responses=RESPONSES)
 
@@ -20,6 +30,19 @@ router = APIRouter(prefix="/v1/fine_tuning/checkpoints/{checkpoint_id}", tags=["
 def retrieve_checkpoint(checkpoint_id: str, ctx: Ctx, project: Project) -> CheckpointObject:
     """Describe a checkpoint."""
     return checkpoint_object(jobs.checkpoint(ctx, project, checkpoint_id))
+
+
+@router.patch("")
+def update_checkpoint(checkpoint_id: str, body: UpdateCheckpoint, ctx: Ctx, project: Project) -> CheckpointObject:
+    """Pin a checkpoint, so that it is kept whatever else is, or unpin it."""
+    return checkpoint_object(jobs.pin_checkpoint(ctx, project, checkpoint_id, body.pinned))
+
+
+@router.delete("")
+def delete_checkpoint(checkpoint_id: str, ctx: Ctx, project: Project) -> CheckpointDeleted:
+    """Delete a checkpoint and its files. Refused when it is pinned, a job's result, or where a job would go on."""
+    retention.delete_checkpoint(ctx, project, checkpoint_id)
+    return CheckpointDeleted(id=checkpoint_id)
 
 
 @router.get("/files")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Body, Header, Request
 
 from api.deps import After, Ctx, Limit, Project
 from api.errors import RESPONSES
 from api.schemas.jobs import JobObject, job_object
 from api.schemas.lists import ListOf, list_of
+from jobs.context import Context
 from jobs.errors import InvalidRequest
-from jobs.services import create, jobs
-from jobs.wire.request import CreateJob
+from jobs.services import clone, create, jobs, queue, retry
+from jobs.tables import Job
+from jobs.wire.request import CreateJob, RetryJob
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning jobs"], responses=RESPONSES)
 _METADATA = re.compile(r"metadata\[(.+)\]")
@@ -26,7 +28,7 @@ IdempotencyKey = Annotated[
 @router.post("")
 def create_job(body: CreateJob, ctx: Ctx, project: Project, idempotency_key: IdempotencyKey = None) -> JobObject:
     """Create a job. All that can be wrong with it is said now; the answer shows what every `auto` became."""
-    return job_object(create.create(ctx, project, body, idempotency_key))
+    return _shown(ctx, create.create(ctx, project, body, idempotency_key))
 
 
 @router.get("")
@@ -42,25 +44,56 @@ def list_jobs(
 @router.get("/{job_id}")
 def retrieve_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
     """Describe a job."""
-    return job_object(jobs.get(ctx, project, job_id))
+    return _shown(ctx, jobs.get(ctx, project, job_id))
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
     """Cancel a job. It is cancelled at once; its worker stops in the background and writes nothing more."""
-    return job_object(jobs.cancel(ctx, project, job_id))
+    return _shown(ctx, jobs.cancel(ctx, project, job_id))
 
 
 @router.post("/{job_id}/pause")
 def pause_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
     """Pause a job. A running one shows `rl.phase` pausing until its checkpoint is stored, then is paused."""
-    return job_object(jobs.pause(ctx, project, job_id))
+    return _shown(ctx, jobs.pause(ctx, project, job_id))
 
 
 @router.post("/{job_id}/resume")
 def resume_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
     """Put a paused job back in the queue; it continues from its last checkpoint."""
-    return job_object(jobs.resume(ctx, project, job_id))
+    return _shown(ctx, jobs.resume(ctx, project, job_id))
+
+
+@router.post("/{job_id}/retry")
+def retry_job(
+    job_id: str, ctx: Ctx, project: Project, body: RetryJob | None = None, idempotency_key: IdempotencyKey = None
+) -> JobObject:
+    """Do again what a failed or cancelled job was to do: a new job that goes on from its last good checkpoint.
+
+    Recipe, seed and files are the same; the body may change when and where it runs.
+    """
+    return _shown(ctx, retry.retry(ctx, project, job_id, body or RetryJob(), idempotency_key))
+
+
+@router.post("/{job_id}/clone")
+def clone_job(
+    job_id: str,
+    ctx: Ctx,
+    project: Project,
+    changes: Annotated[dict[str, Any] | None, Body(description="A part of the create body.")] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> JobObject:
+    """Create a job from the request of another one, whatever its status, with changes.
+
+    The body is merged into that request (RFC 7396): objects merge, null removes a key, everything else replaces. The
+    seed is the other job's resolved one unless the body has another; null draws a new one.
+    """
+    return _shown(ctx, clone.clone(ctx, project, job_id, changes or {}, idempotency_key))
+
+
+def _shown(ctx: Context, job: Job) -> JobObject:
+    return job_object(job, queue.waiting(ctx, job))
 
 
 def _metadata(request: Request) -> tuple[dict[str, str], bool]:

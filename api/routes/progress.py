@@ -15,6 +15,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.deps import After, Ctx, Limit, Project
 from api.errors import RESPONSES
+from api.schemas.attempts import AttemptObject, attempt_object
 from api.schemas.checkpoints import CheckpointObject, checkpoint_object
 from api.schemas.jobs import (
     EventObject,
@@ -63,6 +64,14 @@ async def stream_events(
     stopping: threading.Event = request.app.state.stopping
     async for event in job_events(ctx, project, job_id, start, stopping):
         yield event
+
+
+@router.get("/attempts")
+def list_attempts(
+    job_id: str, ctx: Ctx, project: Project, after: After = None, limit: Limit = 20
+) -> ListOf[AttemptObject]:
+    """List the times a worker had the job and how each ended, newest first."""
+    return list_of(jobs.attempts_page(ctx, project, job_id, after=after, limit=limit), attempt_object)
 
 
 @router.get("/checkpoints")

@@ -16,6 +16,9 @@ class CheckpointDetails(BaseModel):
     """`rl`: what OpenAI's object has no place for."""
 
     final: bool = Field(description="Whether it is the result of the job.")
+    best: bool = Field(description="Its evaluation was the best so far; of several, the newest is the best.")
+    pinned: bool = Field(description="Kept until it is unpinned.")
+    damaged: bool = Field(description="Files of it were found missing or altered; no job goes on from it.")
     bytes: int
     manifest_sha256: str = Field(description="Identifies the content of all files together.")
 
@@ -31,6 +34,14 @@ class CheckpointObject(Listed):
     step_number: int
     metrics: dict[str, float]
     rl: CheckpointDetails
+
+
+class CheckpointDeleted(BaseModel):
+    """Answer to a deletion."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    deleted: Literal[True] = True
 
 
 class CheckpointFile(BaseModel):
@@ -59,7 +70,14 @@ def checkpoint_object(row: Checkpoint) -> CheckpointObject:
         fine_tuning_job_id=row.job_id,
         step_number=row.step,
         metrics=checkpoint_metrics(row.step, row.metrics),
-        rl=CheckpointDetails(final=row.final, bytes=row.bytes, manifest_sha256=row.manifest_sha256),
+        rl=CheckpointDetails(
+            final=row.final,
+            best=row.best,
+            pinned=row.pinned,
+            damaged=row.damaged,
+            bytes=row.bytes,
+            manifest_sha256=row.manifest_sha256,
+        ),
     )
 
 

@@ -9,8 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from api.schemas.lists import Listed
+from jobs.repositories.queue import Waiting
+from jobs.services import scheduling
 from jobs.states import State, WireStatus, wire_status
 from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, Metric, Sample
+from jobs.wire.request import PriorityName
 
 _PHASES = {
     State.VALIDATING: "validating",
@@ -27,9 +30,45 @@ class JobErrorObject(BaseModel):
     param: str | None
 
 
+class ResourcesObject(BaseModel):
+    """What a job needs of a worker, and for how long."""
+
+    gpus: int
+    gpu_type: str | None
+    max_runtime_s: float | None
+
+
+class PauseReason(BaseModel):
+    """Why the service paused a job."""
+
+    code: str
+    message: str
+
+
+class FailureObject(BaseModel):
+    """The failure record: what happened, where, and what to change."""
+
+    code: str = Field(description="One of docs/failures.md.")
+    phase: str | None = Field(description="What the run was doing.")
+    step: int | None
+    message: str = Field(description="Ends with what to change.")
+    log_tail: str | None = Field(description="The end of the trainer's log.")
+    attempt: int = Field(description="Number of the attempt that ended the job; 0 when no worker ever had it.")
+
+
 class JobDetails(BaseModel):
     """`rl`: what OpenAI's job object has no place for."""
 
+    priority: PriorityName
+    resources: ResourcesObject
+    webhook_url: str | None
+    source_job: str | None = Field(description="The job that this one retries or was cloned from.")
+    queue_position: int | None = Field(
+        description="Of a queued job: 1 starts next. Null in lists; GET /v1/fine_tuning/queue has all."
+    )
+    wait_reason: str | None = Field(description="Of a queued job: what it waits for. Null where the position is.")
+    pause_reason: PauseReason | None = Field(description="Of a job that the service paused, not its user.")
+    failure: FailureObject | None = Field(description="Of a failed job.")
     phase: str | None = Field(description="Of a job that is not over: what it waits for or does.")
     step: int = Field(description="Last step begun.")
     total_steps: int
@@ -114,8 +153,8 @@ class SampleObject(Listed):
     error: str | None
 
 
-def job_object(job: Job) -> JobObject:
-    """A row as the wire has it."""
+def job_object(job: Job, waiting: Waiting | None = None) -> JobObject:
+    """A row as the wire has it; `waiting` is its place in the queue, None where that is not looked up."""
     state = State(job.state)
     error = None
     if job.error_code is not None:
@@ -135,7 +174,7 @@ def job_object(job: Job) -> JobObject:
         error=error,
         metadata=job.tags,
         user_provided_suffix=job.suffix,
-        rl=_details(job, state),
+        rl=_details(job, state, waiting),
     )
 
 
@@ -167,8 +206,18 @@ def event_json(event: Event) -> str:
     return json.dumps(event_object(event).model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
 
 
-def _details(job: Job, state: State) -> JobDetails:
+def _details(job: Job, state: State, waiting: Waiting | None) -> JobDetails:
+    queued = waiting if state == State.QUEUED else None
+    pause = None
+    if state == State.PAUSED and job.pause_code is not None:
+        pause = PauseReason(code=job.pause_code, message=job.pause_message or "")
     return JobDetails(
+        **scheduling.of_job(job),
+        source_job=job.source_job_id,
+        queue_position=queued.position if queued else None,
+        wait_reason=queued.reason if queued else None,
+        pause_reason=pause,
+        failure=_failure(job, state),
         phase=_phase(job, state),
         step=job.last_step,
         total_steps=job.total_steps,
@@ -180,6 +229,19 @@ def _details(job: Job, state: State) -> JobDetails:
         checkpointing=job.recipe["checkpointing"],
         early_stopping=job.recipe.get("early_stopping"),  # absent in jobs of before it existed
         sample_log=job.recipe["sample_log"],
+    )
+
+
+def _failure(job: Job, state: State) -> FailureObject | None:
+    if state != State.FAILED or job.error_code is None:
+        return None
+    return FailureObject(
+        code=job.error_code,
+        phase=job.error_phase,
+        step=job.error_step,
+        message=job.error_message or "",
+        log_tail=job.error_log,
+        attempt=job.epoch,
     )
 
 

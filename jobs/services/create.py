@@ -1,28 +1,26 @@
 """Creating a job: everything that can be wrong is found before the row exists, and said with the parameter's path.
 
-The grader is tried on the first row of each file, which finds templates that name fields the rows do not have. The job,
-its events and its place in the queue are one transaction; the doorbell follows the commit. Repeating a request with the
-same idempotency key gives the job the first one made.
+The grader is tried on the first row of each file, which finds templates that name fields the rows do not have. `submit`
+does what is left once the request is known to be right.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from bgpo.errors import SpecError
 from bgpo.rewards import Sample, compile_grader
 from jobs.context import Context
-from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import JOB, new_id, short
 from jobs.repositories import events, files, job_rows
-from jobs.services.ringing import ring
+from jobs.services import scheduling
+from jobs.services.submit import Submission, repeated, submission, submit
 from jobs.states import State
 from jobs.tables import File, Job
 from jobs.wire.recipe import Method, build, method_of
@@ -30,7 +28,6 @@ from jobs.wire.request import CreateJob
 
 MIN_TRAINING_ROWS = 10
 """OpenAI's minimum."""
-MAX_KEY = 255
 
 
 def create(ctx: Context, project_id: str, body: CreateJob, idempotency_key: str | None = None) -> Job:
@@ -39,54 +36,63 @@ def create(ctx: Context, project_id: str, body: CreateJob, idempotency_key: str 
     Raises:
         NotFound: no such base model.
         InvalidRequest: anything else wrong with the request.
+        InsufficientQuota: as many jobs of the project wait as may.
         Conflict: the key was used with another body.
     """
-    if idempotency_key is not None and not (idempotency_key.isprintable() and 0 < len(idempotency_key) <= MAX_KEY):
-        raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} printable characters.")
-    digest = _hash(body)
-    repeated = _find_repeated(ctx, project_id, idempotency_key, digest)
-    if repeated is not None:
-        return repeated
-    if ctx.catalog.get(body.model) is None:
-        raise NotFound(f"The model '{body.model}' does not exist.", "model", "model_not_found")
+    wanted = submission(project_id, idempotency_key, body.model_dump(mode="json", exclude_unset=True))
+    return repeated(ctx, wanted) or make(ctx, wanted, body)
+
+
+def make(ctx: Context, wanted: Submission, body: CreateJob, source: Job | None = None) -> Job:
+    """Make the job of a request that is not a repetition, cloned from `source` if given. Raises as `create`."""
+    require_model(ctx, body.model)
     method = method_of(body)
-    _try_grader(ctx, project_id, body, method)
-    try:
-        with ctx.db.transaction() as session:
-            job = _insert(ctx, session, project_id, body, method, idempotency_key, digest)
-    except IntegrityError:  # the twin of this request was quicker
-        repeated = _find_repeated(ctx, project_id, idempotency_key, digest)
-        if repeated is None:
-            raise
-        return repeated
-    ring(ctx, job)
-    return job
+    where = scheduling.columns(ctx, body.rl)
+    _try_grader(ctx, wanted.project_id, body, method)
+
+    def enter(session: Session) -> Job:
+        origin = f"Cloned from {source.id}" if source is not None else None
+        return enter_queue(session, _row(ctx, session, wanted, body, method, where, source), origin)
+
+    return submit(ctx, wanted, enter)
 
 
-def _hash(body: CreateJob) -> str:
-    canonical = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def require_model(ctx: Context, model: str) -> None:
+    """Raises NotFound when there is no such base model."""
+    if ctx.catalog.get(model) is None:
+        raise NotFound(f"The model '{model}' does not exist.", "model", "model_not_found")
 
 
-def _find_repeated(ctx: Context, project_id: str, key: str | None, digest: str) -> Job | None:
-    if key is None:
-        return None
-    with ctx.db.read() as session:
-        job = job_rows.by_idempotency_key(session, project_id, key)
-    if job is not None and job.request_hash != digest:
-        raise Conflict("This Idempotency-Key was used with another body.", None, "idempotency_key_reused")
-    return job
+def tuned_model(job_id: str, project_id: str, model: str, suffix: str | None) -> str:
+    """The name of a job's result."""
+    return f"ft:{_slug(model)}:{project_id}:{_slug(suffix or '')}:{short(job_id)}"
 
 
-def _insert(
+def enter_queue(session: Session, job: Job, origin: str | None = None) -> Job:
+    """Insert a validated job and let workers have it; the job as it is then. `origin` says what it was made from."""
+    job_rows.insert(session, job)
+    for message in (
+        f"Created fine-tuning job: {job.id}",
+        origin,
+        f"Validating training file: {job.training_file}",
+        "Files validated, moving job to queued state",
+    ):
+        if message is not None:
+            events.append(session, job.id, None, "info", message)
+    job_rows.queue(session, job.id)
+    return job_rows.get(session, job.project_id, job.id) or job
+
+
+def _row(
     ctx: Context,
     session: Session,
-    project_id: str,
+    wanted: Submission,
     body: CreateJob,
     method: Method,
-    idempotency_key: str | None,
-    digest: str,
+    where: dict[str, Any],
+    source: Job | None,
 ) -> Job:
+    project_id = wanted.project_id
     train = _dataset(session, project_id, body.training_file, "training_file", method)
     valid = None
     if body.validation_file is not None:
@@ -94,11 +100,13 @@ def _insert(
     seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
     recipe, shown = build(body, seed, train["rows"], valid["rows"] if valid else None)
     job_id = new_id(JOB)
-    job = Job(
+    return Job(
         id=job_id,
         project_id=project_id,
-        idempotency_key=idempotency_key,
-        request_hash=digest,
+        idempotency_key=wanted.key,
+        request_hash=wanted.digest,
+        request=body.model_dump(mode="json", exclude_unset=True),
+        source_job_id=source.id if source is not None else None,
         model=body.model,
         training_file=body.training_file,
         validation_file=body.validation_file,
@@ -107,22 +115,14 @@ def _insert(
         seed=seed,
         method=shown,
         recipe=recipe.model_dump(mode="json"),
-        tuned_model=f"ft:{_slug(body.model)}:{project_id}:{_slug(body.suffix or '')}:{short(job_id)}",
+        tuned_model=tuned_model(job_id, project_id, body.model, body.suffix),
         total_steps=recipe.method.max_steps,
         state=State.VALIDATING,
         desired="run",
         attempts_left=ctx.settings.max_attempts,
         max_attempts=ctx.settings.max_attempts,
+        **where,
     )
-    job_rows.insert(session, job)
-    for message in (
-        f"Created fine-tuning job: {job_id}",
-        f"Validating training file: {body.training_file}",
-        "Files validated, moving job to queued state",
-    ):
-        events.append(session, job_id, None, "info", message)
-    job_rows.queue(session, job_id)
-    return job_rows.get(session, project_id, job_id) or job
 
 
 def _dataset(session: Session, project_id: str, file_id: str, param: str, method: Method) -> dict[str, Any]:

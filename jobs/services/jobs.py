@@ -8,11 +8,12 @@ from sqlalchemy.orm import Session
 
 from jobs.context import Context
 from jobs.errors import InvalidRequest, NotFound
-from jobs.repositories import checkpoints, events, job_rows, metrics, samples
+from jobs.repositories import attempts, checkpoints, events, job_rows, metrics, samples
 from jobs.services.paging import Page, cut
 from jobs.services.ringing import ring
+from jobs.services.submit import require_room
 from jobs.states import State
-from jobs.tables import Checkpoint, Event, Job, Metric, Sample
+from jobs.tables import Attempt, Checkpoint, Event, Job, Metric, Sample
 
 
 def get(ctx: Context, project_id: str, job_id: str) -> Job:
@@ -43,8 +44,15 @@ def pause(ctx: Context, project_id: str, job_id: str) -> Job:
 
 
 def resume(ctx: Context, project_id: str, job_id: str) -> Job:
-    """Queue a paused job. Raises NotFound, InvalidState."""
-    job = _change(ctx, project_id, job_id, job_rows.resume)
+    """Queue a paused job. Raises NotFound, InvalidState, InsufficientQuota."""
+
+    def change(session: Session, project_id: str, job_id: str) -> Job | None:
+        job = job_rows.get(session, project_id, job_id)
+        if job is not None and job.state == State.PAUSED:
+            require_room(ctx, session, project_id)
+        return job_rows.resume(session, project_id, job_id)
+
+    job = _change(ctx, project_id, job_id, change)
     if job.state == State.QUEUED:
         ring(ctx, job)
     return job
@@ -93,6 +101,27 @@ def checkpoint(ctx: Context, project_id: str, checkpoint_id: str) -> Checkpoint:
     if found is None:
         raise NotFound(f"No such checkpoint: {checkpoint_id}", "id")
     return found
+
+
+def pin_checkpoint(ctx: Context, project_id: str, checkpoint_id: str, pinned: bool) -> Checkpoint:
+    """Keep a checkpoint until it is unpinned, or leave it to retention again. Raises NotFound."""
+    with ctx.db.transaction() as session:
+        found = checkpoints.set_pinned(session, project_id, checkpoint_id, pinned)
+    if found is None:
+        raise NotFound(f"No such checkpoint: {checkpoint_id}", "id")
+    return found
+
+
+def attempts_page(ctx: Context, project_id: str, job_id: str, *, after: str | None, limit: int) -> Page[Attempt]:
+    """Attempts, newest first; `after` is the number of one."""
+    with ctx.db.read() as session:
+        _find(session, project_id, job_id)
+        rows = attempts.of_job(session, job_id)[::-1]  # at most a few
+    if after is not None:
+        start = next((index for index, row in enumerate(rows) if str(row.epoch) == after), None)
+        _require_start(after, start)
+        rows = rows[(start or 0) + 1 :]
+    return cut(rows, limit)
 
 
 def metric_series(

@@ -127,7 +127,11 @@ class CheckpointingBlock(Wire):
     """`rl.checkpointing`."""
 
     every_steps: Annotated[int | None, Field(ge=1)] = Field(None, description="None: five during the job.")
-    keep_last: int = Field(CheckpointingSpec().keep_last, ge=1, description="Kept on the worker's disk.")
+    keep_last: int = Field(
+        CheckpointingSpec().keep_last,
+        ge=1,
+        description="Newest ones kept; the best, pinned ones and the result stay too.",
+    )
     keep_best: bool = Field(True, description="Also write a checkpoint whenever an evaluation is the best so far.")
     best_metric: Annotated[str | None, StringConstraints(min_length=1, max_length=256)] = Field(
         None, description="Validation metric of the best. None: sampled_solved_rate, or loss without a grader."
@@ -194,3 +198,9 @@ class RetryJob(StorableWire):
     """What a retry may change: nothing of the recipe. Of `rl.resources`, what is left out stays as it was."""
 
     rl: Scheduling = Field(default_factory=Scheduling)
+
+
+class UpdateCheckpoint(Wire):
+    """What can be changed about a checkpoint."""
+
+    pinned: bool = Field(description="Keep it until it is unpinned.")

@@ -390,7 +390,8 @@ class TestProgress:
         with service.http() as http:
             shown = http.get(f"{URL}/{job['id']}").json()
             assert (shown["status"], shown["fine_tuned_model"]) == ("failed", None)
-            assert shown["error"] == {"code": "oom", "message": "No memory.", "param": None}
+            assert (shown["error"]["code"], shown["error"]["param"]) == ("oom", None)
+            assert shown["error"]["message"].startswith("No memory. Lower batch_size")
             assert http.get(f"{URL}/{job['id']}/events").json()["data"][0]["level"] == "error"
 
 

@@ -1,0 +1,30 @@
+"""/v1/fine_tuning/queue, and /v1/organization/workers for administrators."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from api.auth import Admin
+from api.deps import Ctx, Project
+from api.errors import RESPONSES
+from api.schemas.queue import QueueObject, WorkerList, queue_object, worker_object
+from jobs.services import queue
+
+router = APIRouter(prefix="/v1", tags=["Queue"], responses=RESPONSES)
+
+
+@router.get("/fine_tuning/queue")
+def show_queue(ctx: Ctx, project: Project) -> QueueObject:
+    """The caller's waiting jobs with position and reason, its running ones, and the workers by class."""
+    settings = ctx.settings
+    return queue_object(
+        queue.snapshot(ctx, project),
+        max_queued_jobs=settings.max_queued_jobs,
+        max_running_jobs=settings.max_running_jobs,
+    )
+
+
+@router.get("/organization/workers")
+def list_workers(ctx: Ctx, _: Admin) -> WorkerList:
+    """All workers with what they do, those that are no longer seen included. Needs the administrator's key."""
+    return WorkerList(data=[worker_object(row) for row in queue.registry(ctx)])

@@ -1,0 +1,40 @@
+"""When and where a job runs, and who is told: the columns of a request's `rl`, checked against this installation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.context import Context
+from jobs.egress import EgressRefused, check_url
+from jobs.errors import InvalidRequest
+from jobs.tables import Job
+from jobs.wire.request import PRIORITIES, PriorityName, Scheduling
+
+PRIORITY_NAMES: dict[int, PriorityName] = {value: name for name, value in PRIORITIES.items()}
+
+
+def columns(ctx: Context, wish: Scheduling) -> dict[str, Any]:
+    """Values of the jobs table. Raises InvalidRequest for what this installation does not offer."""
+    limit = ctx.settings.max_gpus
+    if wish.resources.gpus > limit:
+        raise InvalidRequest(f"rl.resources.gpus: a job can have at most {limit}.", "rl.resources.gpus")
+    _check_webhook(ctx, wish.webhook_url)
+    return {"priority": PRIORITIES[wish.priority], "webhook_url": wish.webhook_url, **wish.resources.model_dump()}
+
+
+def of_job(job: Job) -> dict[str, Any]:
+    """What `Scheduling` a job was made with, as a request says it."""
+    resources = {"gpus": job.gpus, "gpu_type": job.gpu_type, "max_runtime_s": job.max_runtime_s}
+    return {"priority": PRIORITY_NAMES[job.priority], "resources": resources, "webhook_url": job.webhook_url}
+
+
+def _check_webhook(ctx: Context, url: str | None) -> None:
+    param = "rl.webhook_url"
+    if url is None:
+        return
+    if ctx.settings.webhook_secret is None:
+        raise InvalidRequest(f"{param}: this service sends no webhooks: it has no BGPO_WEBHOOK_SECRET.", param)
+    try:
+        check_url(url, allow_private=ctx.settings.webhook_allow_private, ports=ctx.settings.egress_ports)
+    except EgressRefused as refused:
+        raise InvalidRequest(f"{param}: {refused.message}", param, refused.code) from refused
