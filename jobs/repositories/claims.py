@@ -43,22 +43,43 @@ class Claim:
 
 
 def claim(session: Session, job_id: str, worker_id: str, lease_s: float, *, host: str | None = None) -> Claim | None:
-    """Take a queued job: a new epoch, a lease, an attempt. None when there is nothing to take.
-
-    Workers use `claim_next`; this is its second half, and for tests and people.
-    """
-    ready = queue.ready()
+    """Take this queued job, whatever the order; None when there is nothing to take. Workers use `claim_next`."""
     if is_postgresql(session):  # do not wait behind another claimer
-        free = sa.select(Job.id).where(Job.id == job_id, *ready).with_for_update(skip_locked=True, key_share=True)
-        if session.scalar(free) is None:
+        free = sa.select(Job.id).where(Job.id == job_id, *queue.ready())
+        if session.scalar(free.with_for_update(skip_locked=True, key_share=True)) is None:
             return None
+    return _take(session, job_id, worker_id, lease_s, host)
+
+
+def claim_next(session: Session, slot: Slot, lease_s: float, *, max_running: int | None = None) -> Claim | None:
+    """Take the queued job that is next for this worker, if there is one: a new epoch, a lease, an attempt.
+
+    Args:
+        max_running: jobs of one project that may run at once; None = any number.
+    """
+    full: list[str] = []
+    while (found := queue.lock_next(session, slot, max_running=max_running, full=full)) is not None:
+        job_id, project_id = found
+        if max_running is None or _may_start(session, project_id, max_running):
+            return _take(session, job_id, slot.worker_id, lease_s, slot.host)
+        full.append(project_id)
+    return None
+
+
+def _may_start(session: Session, project_id: str, max_running: int) -> bool:
+    """Count again under a lock: another worker may have taken a job of the project since we looked."""
+    lock_project(session, "running", project_id)
+    return queue.running(session, project_id) < max_running
+
+
+def _take(session: Session, job_id: str, worker_id: str, lease_s: float, host: str | None) -> Claim | None:
     lease = {"lease_owner": worker_id, "lease_until": now() + lease_s}
     started = {"started_at": sa.func.coalesce(Job.started_at, now()), "epoch": Job.epoch + 1, "phase": None}
-    if not move(session, job_id, State.RUNNING, Actor.WORKER, *ready, **lease, **started):
+    if not move(session, job_id, State.RUNNING, Actor.WORKER, *queue.ready(), **lease, **started):
         return None
     row = sa.select(Job, attempts.runtime_s()).where(Job.id == job_id)
     job, runtime_s = session.execute(row.execution_options(populate_existing=True)).one()
-    ooms = attempts.oom_steps(session, job_id)
+    ooms = attempts.oom_steps(session, job_id) if job.epoch > 1 else []
     attempts.add(session, job_id, job.epoch, worker_id, host)
     message = "Fine-tuning job started" if job.epoch == 1 else f"Fine-tuning job continues, attempt {job.epoch}"
     events.append(session, job_id, None, "info", message)
@@ -80,29 +101,3 @@ def claim(session: Session, job_id: str, worker_id: str, lease_s: float, *, host
         runtime_left_s=None if job.max_runtime_s is None else max(job.max_runtime_s - runtime_s, 0.0),
         oom_step=ooms[0] if ooms else None,
     )
-
-
-def claim_next(session: Session, slot: Slot, lease_s: float, *, max_running: int | None = None) -> Claim | None:
-    """Take the queued job that is next for this worker, if there is one.
-
-    On PostgreSQL a job that another claimer has just locked is skipped, so claimers do not wait for each other; SQLite
-    has one writer at a time anyway.
-
-    Args:
-        max_running: jobs of one project that may run at once; None = any number.
-    """
-    full: list[str] = []
-    while True:
-        found = session.execute(queue.next_for(slot, max_running, full)).one_or_none()
-        if found is None:
-            return None
-        job_id, project_id = found
-        if max_running is None or _may_start(session, project_id, max_running):
-            return claim(session, job_id, slot.worker_id, lease_s, host=slot.host)
-        full.append(project_id)
-
-
-def _may_start(session: Session, project_id: str, max_running: int) -> bool:
-    """Count again under a lock: another worker may have taken a job of the project since we looked."""
-    lock_project(session, "running", project_id)
-    return queue.running(session, project_id) < max_running

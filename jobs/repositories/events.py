@@ -29,13 +29,18 @@ def append(
 ) -> int | None:
     """Add an event and return its seq; None when `epoch` no longer holds the job.
 
-    With `event_id` it is added once: should it be there already, nothing changes.
-
     `epoch` is None for events of the API and the reconciler. A cancelled job shows nothing more of its worker: the
     event is dropped and 0 returned.
+
+    Args:
+        event_id: the event is added once; should it be there already, nothing changes. For a transaction that is
+            repeated because its commit was not answered, and may have happened.
     """
-    if event_id is not None and (there := seq_of(session, job_id, event_id)) is not None:
-        return there
+    if event_id is not None:
+        lock = sa.select(Job.id).where(Job.id == job_id).with_for_update(key_share=True)
+        session.execute(lock)  # before looking: the first try may still be at its commit
+        if (there := seq_of(session, job_id, event_id)) is not None:
+            return there
     statement = sa.update(Job).where(Job.id == job_id).values(event_seq=Job.event_seq + 1)
     if epoch is not None:
         statement = statement.where(Job.epoch == epoch, Job.state.in_([State.RUNNING, State.PAUSING]))

@@ -61,8 +61,11 @@ def again(source: Job, *, id: str, tuned_model: str, max_attempts: int, resume: 
 
 
 def resume_point(session: Session, job: Job) -> Checkpoint | None:
-    """The last good checkpoint of a job, or the one it began at; locked until the end of the transaction."""
-    good = sa.select(Checkpoint).where(Checkpoint.damaged.is_(False)).with_for_update(read=True)
+    """Where a job that does the same can go on from; locked until the end of the transaction. None = base model.
+
+    That is the last good checkpoint, or the one the job began at itself. A final one is none: nothing comes after it.
+    """
+    good = sa.select(Checkpoint).where(~Checkpoint.damaged, ~Checkpoint.final).with_for_update(read=True)
     own = session.scalar(good.where(Checkpoint.job_id == job.id).order_by(Checkpoint.step.desc()).limit(1))
     if own is not None or job.resume_checkpoint_id is None:
         return own

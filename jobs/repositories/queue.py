@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.repositories import workers
@@ -53,8 +55,8 @@ class Snapshot:
     """The queue as one project sees it."""
 
     waiting: Sequence[Waiting]
-    """Its own jobs: by position, then those that are not queued."""
-    running: int
+    """Its own jobs that hold no worker: by position, then those that are not queued."""
+    running: Sequence[Job]
     """Its own jobs that hold a worker."""
     queued_total: int
     """Queued jobs of all projects."""
@@ -66,57 +68,49 @@ def ready() -> tuple[sa.ColumnElement[bool], ...]:
     return Job.state == State.QUEUED, Job.desired == "run", Job.not_before <= now()
 
 
-def line(*pool: sa.ColumnElement[bool], max_running: int | None = None) -> sa.Subquery:
-    """The jobs of `pool` with their `place` among each other, 1 = next; also id, project_id and active.
+def line(*pool: sa.ColumnElement[bool], limited: bool = False) -> sa.Subquery:
+    """The jobs of `pool` with their `place` among each other, 1 = next; also id, project_id, gpu_type and active.
 
-    With `max_running` those that a project may not run yet stand behind all others.
+    When `limited`, those that a project may not run yet stand behind all others; the limit is the parameter
+    `max_running`.
     """
-    other = aliased(Job)
-    busy = sa.select(other.project_id, sa.func.count().label("active")).where(other.state.in_(ACTIVE))
-    counts = busy.group_by(other.project_id).subquery("busy")
+    other = Job.__table__.alias()
+    busy = sa.select(other.c.project_id, sa.func.count().label("active")).where(other.c.state.in_(ACTIVE))
+    counts = busy.group_by(other.c.project_id).subquery("busy")
     active = sa.func.coalesce(counts.c.active, 0)
     came = sa.func.coalesce(Job.queued_at, Job.created_at)
     own = sa.func.row_number().over(partition_by=Job.project_id, order_by=(Job.priority.desc(), came, Job.id))
-    columns = (
-        Job.id,
-        Job.project_id,
-        Job.gpu_type,
-        Job.priority,
-        came.label("came"),
-        active.label("active"),
-        (active + own).label("share"),
-    )
-    joined = sa.select(*columns).join(counts, counts.c.project_id == Job.project_id, isouter=True)
-    jobs = joined.where(*pool).subquery("jobs_of_pool")
-    order: list[sa.ColumnElement[int] | sa.UnaryExpression[int] | sa.ColumnElement[float]] = [
-        jobs.c.priority.desc(),
-        jobs.c.share,
-        jobs.c.came,
-        jobs.c.id,
-    ]
-    if max_running is not None:
-        order.insert(0, sa.case((jobs.c.share > max_running, 1), else_=0))
+    columns = (Job.id, Job.project_id, Job.gpu_type, Job.priority, came.label("came"), active.label("active"))
+    joined = sa.select(*columns, (active + own).label("share")).where(*pool)
+    jobs = joined.join(counts, counts.c.project_id == Job.project_id, isouter=True).subquery("jobs_of_pool")
+    order: tuple[Any, ...] = (jobs.c.priority.desc(), jobs.c.share, jobs.c.came, jobs.c.id)
+    if limited:
+        order = (sa.case((jobs.c.share > sa.bindparam("max_running"), 1), else_=0), *order)
     place = sa.func.row_number().over(order_by=order).label("place")
     return sa.select(jobs.c.id, jobs.c.project_id, jobs.c.gpu_type, jobs.c.active, place).subquery("line")
 
 
-def next_for(slot: Slot, max_running: int | None, full: Sequence[str]) -> sa.Select[str, str]:
+def lock_next(
+    session: Session, slot: Slot, *, max_running: int | None, full: Sequence[str] = ()
+) -> tuple[str, str] | None:
     """Id and project of the job a worker may take next, locked; none of the projects in `full`.
 
-    A job that cannot start (too large for this worker, or backing off) holds nobody of its project up.
+    On PostgreSQL jobs that another claimer has locked are passed over. A job that cannot start (too large for this
+    worker, or backing off) holds nobody of its project up.
     """
-    fits = (Job.gpus <= slot.gpus, sa.or_(Job.gpu_type.is_(None), Job.gpu_type == slot.gpu_type))
-    queue = line(*ready(), *fits, Job.project_id.not_in(full), max_running=max_running)
+    wish = {"gpus": slot.gpus, "gpu_type": slot.gpu_type, "max_running": max_running, "full": list(full)}
+    return session.execute(_next(max_running is not None), wish).tuples().one_or_none()
+
+
+@cache
+def _next(limited: bool) -> sa.Select[str, str]:  # building it takes longer than running it
+    kind = sa.or_(Job.gpu_type.is_(None), Job.gpu_type == sa.bindparam("gpu_type"))
+    others = Job.project_id.not_in(sa.bindparam("full", expanding=True))
+    queue = line(*ready(), Job.gpus <= sa.bindparam("gpus"), kind, others, limited=limited)
     statement = sa.select(Job.id, Job.project_id).join(queue, queue.c.id == Job.id).where(*ready())
-    if max_running is not None:
-        statement = statement.where(queue.c.active < max_running)
+    if limited:
+        statement = statement.where(queue.c.active < sa.bindparam("max_running"))
     return statement.order_by(queue.c.place).limit(1).with_for_update(of=Job, skip_locked=True, key_share=True)
-
-
-def running(session: Session, project_id: str) -> int:
-    """Jobs of a project that hold a worker."""
-    where = (Job.project_id == project_id, Job.state.in_(ACTIVE))
-    return session.scalars(sa.select(sa.func.count()).select_from(Job).where(*where)).one()
 
 
 def positions(session: Session, project_id: str, *, max_running: int | None = None) -> dict[str, int]:
@@ -125,12 +119,11 @@ def positions(session: Session, project_id: str, *, max_running: int | None = No
     Ahead of a job are those that a worker of its accelerator type would take first.
     """
     mine = (Job.project_id == project_id, Job.state == State.QUEUED)
-    kinds = list(session.scalars(sa.select(Job.gpu_type).where(*mine).distinct()))
     found: dict[str, int] = {}
-    for kind in kinds:
-        queue = line(*_rivals(kind), max_running=max_running)
-        statement = sa.select(queue.c.id, queue.c.place).where(queue.c.project_id == project_id)
-        found |= dict(session.execute(statement.where(_is(queue.c.gpu_type, kind))).tuples())
+    for kind in session.scalars(sa.select(Job.gpu_type).where(*mine).distinct()).all():
+        wish = {"gpu_type": kind, "project_id": project_id, "max_running": max_running}
+        statement = _positions(kind is not None, max_running is not None)
+        found.update(session.execute(statement, wish).tuples().all())
     return found
 
 
@@ -138,33 +131,65 @@ def position_of(session: Session, job: Job, *, max_running: int | None = None) -
     """Position of one job, see `positions`; None unless it is queued."""
     if job.state != State.QUEUED:
         return None
-    queue = line(*_rivals(job.gpu_type), max_running=max_running)
-    return session.scalar(sa.select(queue.c.place).where(queue.c.id == job.id))
+    wish = {"gpu_type": job.gpu_type, "id": job.id, "max_running": max_running}
+    return session.scalar(_position(job.gpu_type is not None, max_running is not None), wish)
+
+
+@cache
+def _positions(typed: bool, limited: bool) -> sa.Select[str, int]:
+    queue = line(*_rivals(typed), limited=limited)
+    kind = queue.c.gpu_type == sa.bindparam("gpu_type") if typed else queue.c.gpu_type.is_(None)
+    return sa.select(queue.c.id, queue.c.place).where(queue.c.project_id == sa.bindparam("project_id"), kind)
+
+
+@cache
+def _position(typed: bool, limited: bool) -> sa.Select[int]:
+    queue = line(*_rivals(typed), limited=limited)
+    return sa.select(queue.c.place).where(queue.c.id == sa.bindparam("id"))
+
+
+def _rivals(typed: bool) -> tuple[sa.ColumnElement[bool], ...]:
+    """The queued jobs that want the same workers as one that asks for `gpu_type`, or for any."""
+    queued = Job.state == State.QUEUED
+    return (queued, sa.or_(Job.gpu_type.is_(None), Job.gpu_type == sa.bindparam("gpu_type"))) if typed else (queued,)
+
+
+def running(session: Session, project_id: str) -> int:
+    """Jobs of a project that hold a worker."""
+    where = (Job.project_id == project_id, Job.state.in_(ACTIVE))
+    return session.scalars(sa.select(sa.func.count()).select_from(Job).where(*where)).one()
+
+
+def waiting(session: Session, job: Job, *, max_running: int | None = None, live_s: float = LIVE_S) -> Waiting | None:
+    """Position of a job and why it waits, in words for its user; None when it does not wait."""
+    position = position_of(session, job, max_running=max_running)
+    if position is not None:
+        return Waiting(job, position, _Look.at(session, job.project_id, max_running, live_s).reason(job, position))
+    reason = _state_reason(job)
+    return None if reason is None else Waiting(job, None, reason)
 
 
 def wait_reason(session: Session, job: Job, *, max_running: int | None = None, live_s: float = LIVE_S) -> str | None:
-    """Why a job waits, in words for its user; None when it does not wait."""
-    if job.state != State.QUEUED:
-        return _state_reason(job)
-    position = position_of(session, job, max_running=max_running)
-    return None if position is None else _Look.at(session, job.project_id, max_running, live_s).reason(job, position)
+    """The reason of `waiting`."""
+    found = waiting(session, job, max_running=max_running, live_s=live_s)
+    return None if found is None else found.reason
 
 
 def snapshot(session: Session, project_id: str, *, max_running: int | None = None, live_s: float = LIVE_S) -> Snapshot:
     """What `GET /v1/fine_tuning/queue` shows."""
     look = _Look.at(session, project_id, max_running, live_s)
     places = positions(session, project_id, max_running=max_running)
-    waiting_states = (State.VALIDATING, State.QUEUED, State.PAUSING, State.PAUSED)
-    statement = sa.select(Job).where(Job.project_id == project_id, Job.state.in_(waiting_states)).order_by(Job.id)
+    mine = sa.select(Job).where(Job.project_id == project_id).order_by(Job.id).execution_options(populate_existing=True)
+    held = session.scalars(mine.where(Job.state.in_(ACTIVE))).all()
     waiting: list[Waiting] = []
-    for job in session.scalars(statement.execution_options(populate_existing=True)):
+    for job in session.scalars(mine.where(Job.state.in_([State.VALIDATING, State.QUEUED, State.PAUSED]))):
         place = places.get(job.id)
         reason = look.reason(job, place) if place is not None else _state_reason(job)
         if reason is not None:
             waiting.append(Waiting(job, place, reason))
     waiting.sort(key=lambda one: (one.position is None, one.position or 0, one.job.id))
     queued = sa.select(sa.func.count()).select_from(Job).where(Job.state == State.QUEUED)
-    return Snapshot(waiting, look.running, session.scalars(queued).one(), _classes(look.workers))
+    return Snapshot(waiting, held, session.scalars(queued).one(), _classes(look.workers))
 
 
 @dataclass(frozen=True)
@@ -219,16 +244,6 @@ def _state_reason(job: Job) -> str | None:
     if job.state == State.PAUSED:
         return f"Paused by the service: {job.pause_message}" if job.pause_code else "Paused; resume it to go on."
     return None
-
-
-def _rivals(kind: str | None) -> tuple[sa.ColumnElement[bool], ...]:
-    """The queued jobs that want the same workers as one that asks for `kind`."""
-    queued = Job.state == State.QUEUED
-    return (queued,) if kind is None else (queued, sa.or_(Job.gpu_type.is_(None), Job.gpu_type == kind))
-
-
-def _is(column: sa.ColumnElement[str | None], value: str | None) -> sa.ColumnElement[bool]:
-    return column.is_(None) if value is None else column == value
 
 
 def _classes(live: Sequence[Worker]) -> list[SlotClass]:
