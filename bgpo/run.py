@@ -1,50 +1,86 @@
 """`python -m bgpo.run SPEC.json`: train from a shell, or under a supervisor.
 
-Records (see `bgpo.records`) go to stdout, or to the file descriptor given by `--record-fd`; that flag also makes the
-run supervised: the end of stdin then means that the parent is gone, and the run checkpoints and exits. Commands
-(`checkpoint`, `pause`, `cancel`) are read from stdin. Exit codes are `bgpo.records.ExitCode`.
+Records (see `bgpo.records`) go to stdout, to the file descriptor given by `--record-fd`, or to the file or FIFO of
+`--record-path`. These flags also make the run supervised: the end of stdin then means that the parent is gone, and the
+run checkpoints and exits. Commands (`checkpoint`, `pause`, `cancel`) are read from stdin. Exit codes are
+`bgpo.records.ExitCode`; the last record repeats them.
 
 Several processes: `accelerate launch -m bgpo.run SPEC.json`, see docs/distributed.md. The main one (RANK 0) does the
-talking; the others say only on stderr why they fail.
+talking; the others say only why they fail, on stderr and in a supervised run in an error record.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import signal
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from bgpo.allocator import keep_freed_memory
-from bgpo.errors import BgpoError, OutOfMemory, SpecError
+from bgpo.errors import BgpoError, OutOfMemory, PeerLost, SpecError
 from bgpo.records import ExitCode, RecordWriter, exit_code
 from bgpo.spec import RunSpec, parse_run_spec
+
+if TYPE_CHECKING:
+    from bgpo.training.cluster import Cluster
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bgpo.run", description="Train a diffusion language model.")
     parser.add_argument("spec", help="run specification, a JSON file (bgpo.spec.RunSpec)")
-    parser.add_argument("--record-fd", type=int, help="write records here instead of stdout; the run is supervised")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--record-fd", type=int, help="write records here instead of stdout; the run is supervised")
+    where.add_argument("--record-path", help="the same by name, for processes of a launcher; it must exist")
     arguments = parser.parse_args(argv)
-    supervised = arguments.record_fd is not None
-    main_process = os.environ.get("RANK", "0") == "0"
-    writer = RecordWriter(arguments.record_fd if supervised else sys.stdout.fileno()) if main_process else None
+    supervised = arguments.record_fd is not None or arguments.record_path is not None
+    _end_with_launcher()
+    records = sys.stdout.fileno() if arguments.record_fd is None else arguments.record_fd
+    if arguments.record_path is not None:
+        records = os.open(arguments.record_path, os.O_WRONLY | os.O_APPEND)
+    writer = RecordWriter(records)
     try:
-        spec = parse_run_spec(arguments.spec)
-    except SpecError as error:
-        if writer is not None:
-            details = {"code": error.code, "message": error.message, "param": error.param}
-            writer.emit("error", phase="loading_model", step=0, **details)
-        return ExitCode.BAD_SPEC
-    try:
-        return _train(spec, writer, supervised)
+        status = _run(arguments.spec, writer, supervised)
+        if _is_main():
+            writer.end(status)
     except BrokenPipeError:
         # Nobody reads the records any more; there is no one to report to.
         return ExitCode.UNEXPECTED
+    return status
 
 
-def _train(spec: RunSpec, writer: RecordWriter | None, supervised: bool) -> int:
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _end_with_launcher() -> None:
+    """Under a warden that started a launcher: ask the kernel to end this process with the launcher, which puts its
+    processes into sessions of their own and, killed, ends none of them."""
+    launcher = os.environ.get("BGPO_LEADER_PID")
+    if sys.platform != "linux" or launcher is None or int(launcher) == os.getpid():
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != int(launcher):  # it ended before we asked
+        sys.exit("the launcher is gone")
+
+
+def _run(path: str, writer: RecordWriter, supervised: bool) -> int:
+    try:
+        spec = parse_run_spec(path)
+    except SpecError as error:
+        if _is_main():
+            details = {"code": error.code, "message": error.message, "param": error.param}
+            writer.emit("error", phase="loading_model", step=0, **details)
+        return ExitCode.BAD_SPEC
+    return _train(spec, writer, supervised)
+
+
+def _train(spec: RunSpec, writer: RecordWriter, supervised: bool) -> int:
     import torch  # after the spec is known to be valid: a bad spec fails in milliseconds
 
     from bgpo.training.cluster import join_cluster
@@ -55,13 +91,21 @@ def _train(spec: RunSpec, writer: RecordWriter | None, supervised: bool) -> int:
     keep_freed_memory()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    reporter = Reporter(writer, spec.method.max_steps)
-    control = Control()
-    control.listen(supervised=supervised, commands=writer is not None)
+    if _is_main():
+        reporter = Reporter(writer, spec.method.max_steps)
+    else:
+        reporter = Reporter(None, spec.method.max_steps, errors=writer if supervised else None)
+    control = Control(on_cancel=lambda: writer.end(ExitCode.CANCELLED))
+    control.listen(supervised=supervised, commands=_is_main())
     try:
         cluster = join_cluster(spec.device)
         finished = Run(spec, reporter, control, supervised, cluster).train()
-        cluster.leave()
+        status = ExitCode.FINISHED if finished else ExitCode.STOPPED
+        reporter.close()
+        if _is_main():
+            writer.end(status)
+        _part_from(cluster)
+        return status
     except BgpoError as error:
         reporter.error(error.code, error.message, error.param)
         return exit_code(error)
@@ -76,7 +120,15 @@ def _train(spec: RunSpec, writer: RecordWriter | None, supervised: bool) -> int:
         return ExitCode.UNEXPECTED
     finally:
         reporter.close()
-    return ExitCode.FINISHED if finished else ExitCode.STOPPED
+
+
+def _part_from(cluster: Cluster) -> None:
+    """Leave together: a launcher that sees one process end with a status kills those that have something left to do."""
+    try:
+        cluster.wait()
+        cluster.leave()
+    except PeerLost as error:  # after the last record: what this process had to do is done
+        sys.stderr.write(f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,43 @@
 """One trainer process: spawn it apart from the worker, talk to it, stop it for certain.
 
-The trainer gets its own session (so the whole tree can be signalled and counted), an environment built from an
-allow-list (no database, Redis or API secrets), records on an inherited pipe, commands on stdin, stdout and stderr in a
-log file. It dies with the thread that started it (`worker.launch`).
-
-Not covered: a descendant that calls setsid itself leaves the session; only a cgroup would hold it.
+A warden (`worker.warden`) stands between the worker and the trainer and ends everything the trainer started when the
+trainer has exited, the worker is gone, or the lease was not good for too long. The trainer gets an environment built
+from an allow-list (no database, Redis or API secrets), records on an inherited pipe, commands on stdin, stdout and
+stderr in a log file. A job on several accelerators runs under `accelerate launch`, which passes no descriptors on: then
+the records come through a FIFO in the working directory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from worker import launch
+from worker import warden
 
 # What a numerical program needs from its surroundings. Everything else, secrets first, stays here.
 _ALLOWED = frozenset(
     {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
     | {"BGPO_ALLOW_UNSANDBOXED"}  # the operator's consent, which the trainer's graders ask for
+    | {"BGPO_PROCESS_TIMEOUT_S"}  # how long the processes of a run wait for each other
 )
-_ALLOWED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH_", "PYTORCH_", "TRITON_")
+_ALLOWED_PREFIXES = ("LC_", "CUDA_", "CUBLAS_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "TRITON_")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# Of a launcher and its processes, where the operator says nothing else. They are on one machine, so nothing listens
+# beyond it; and when one has died the others, which may hang in an exchange with it, are killed after so many seconds.
+_GROUP = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}
+_MARK = "BGPO_TRAINER_ID"
+_FIFO, _LAUNCH = "records.fifo", "launch"
+_WARDEN = str(Path(warden.__file__).resolve())
 _MAX_LINE = 8 * 2**20
 
 
@@ -45,20 +54,28 @@ def clean_environment(source: Mapping[str, str], threads: int | None) -> dict[st
 
 def session_members(session_id: int) -> list[int]:
     """Ids of the living (not zombie) processes of a session."""
-    return [pid for pid, session, state in _processes() if session == session_id and state not in "ZX"]
+    members = []
+    for pid, _parent, _group, lives in warden.processes():
+        with contextlib.suppress(ProcessLookupError):  # ended while we looked
+            if lives and os.getsid(pid) == session_id:
+                members.append(pid)
+    return members
 
 
-def _processes() -> Iterator[tuple[int, int, str]]:
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = Path(entry.path, "stat").read_text()
-        except OSError:  # ended while we looked
-            continue
-        # The command name (field 2) may hold spaces and parentheses; fields count from behind its last parenthesis.
-        state, _ppid, _pgrp, session = stat.rpartition(")")[2].split()[:4]
-        yield int(entry.name), int(session), state
+def launched(command: Sequence[str], processes: int, folder: Path) -> list[str]:
+    """`command` run by several processes of this machine; `folder` takes the launcher's own files.
+
+    `--multi_gpu` without GPUs as well: accelerate's `--cpu` would start one process, or ask for MPI.
+    """
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
+    options = {"num_processes": processes, "main_process_port": 0, "mixed_precision": "no", "dynamo_backend": "no"}
+    return [
+        *launch,
+        *(f"--{name}={value}" for name, value in options.items()),
+        f"--log_dir={folder}",
+        "--no_python",
+        *command,
+    ]
 
 
 class TrainerProcess:
@@ -78,53 +95,74 @@ class TrainerProcess:
         """Start `command` with `--record-fd N` appended, or, by several processes, with `--record-path FIFO`.
 
         Args:
-            fence_s: everything is killed when `keep_alive` was not called for so many seconds.
-            lock_fds: descriptors that live for as long as anything of the trainer does.
+            fence_s: everything is killed when the lease was not good for so many seconds, see `keep_alive`.
+            lock_fds: descriptors of lock files, held for as long as the trainer or a warden lives.
             processes: above 1 the command runs under `accelerate launch`.
         """
-        read_fd, write_fd = os.pipe()
-        guard = [sys.executable, "-I", "-S", str(Path(launch.__file__).resolve()), str(os.getpid())]
         self.log_path = log_path
-        try:
+        self._mark = f"{_MARK}={secrets.token_hex(8)}"
+        self._partial = b""
+        env = {**env, **dict([self._mark.split("=")])}
+        with ExitStack() as on_failure, ExitStack() as passed_on:
+            signs, control = os.pipe()
+            passed_on.callback(os.close, signs)
+            on_failure.callback(os.close, control)
+            os.set_blocking(control, False)  # a warden that is stopped must not stop us
+            if processes == 1:
+                reader, writer = os.pipe()
+                command = [*command, "--record-fd", str(writer)]
+            else:
+                reader, writer = _open_fifo(cwd / _FIFO)
+                command = launched([*command, "--record-path", str(cwd / _FIFO)], processes, cwd / _LAUNCH)
+                env = _GROUP | env | {"HF_HOME": str(cwd / _LAUNCH)}  # no accelerate configuration of the user's
+            passed_on.callback(os.close, writer)
+            on_failure.callback(os.close, reader)
+            begin = [str(number) for number in (fence_s, warden.now(), os.getpid(), signs)]
+            guard = [sys.executable, "-I", "-S", _WARDEN, *begin, ",".join(map(str, lock_fds))]
             with log_path.open("ab") as log:
                 self._popen = subprocess.Popen(
-                    [*guard, *command, "--record-fd", str(write_fd)],
+                    [*guard, *command],
                     cwd=cwd,
-                    env=dict(env),
+                    env=env,
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(write_fd, *lock_fds),
+                    pass_fds=(signs, writer, *lock_fds),
                     start_new_session=True,
                 )
-        except BaseException:
-            os.close(read_fd)
-            raise
-        finally:
-            os.close(write_fd)
+            on_failure.pop_all()
         if self._popen.stdin is None:  # never: it was asked for above
             raise RuntimeError("the trainer has no stdin")
         self._stdin: IO[bytes] = self._popen.stdin
-        self._records: int | None = read_fd
-        self._partial = b""
+        self._control: int | None = control
+        self._records: int | None = reader
 
     @property
     def pid(self) -> int:
+        """The outer warden's: a signal to it ends the trainer with all it started."""
         return self._popen.pid
 
     @property
     def records_ended(self) -> bool:
-        """Every writer of the record pipe is gone and all it held was read."""
+        """Every writer of the records is gone, the wardens included, and all they wrote was read."""
         return self._records is None
+
+    def keep_alive(self, age: float = 0.0) -> None:
+        """Tell the warden that the lease is good: it was surely ours `age` seconds ago, and the fence counts from then.
+
+        Call it often, and only while the lease is good. A warden that is gone is no error: `poll` tells.
+        """
+        if self._control is not None:
+            with contextlib.suppress(BrokenPipeError, BlockingIOError):
+                os.write(self._control, warden.SIGN.pack(warden.now() - age))
 
     def read_lines(self, timeout: float) -> list[bytes]:
         """Complete record lines that arrive within `timeout` seconds; returns as soon as there are some."""
         if self._records is None:
             if self._popen.poll() is None:
-                time.sleep(timeout)  # closed its records but lives: nothing to wait on but time
+                time.sleep(timeout)  # nothing to wait on but time
             return []
-        ready, _, _ = select.select([self._records], [], [], timeout)
-        if not ready:
+        if not _ready(self._records, select.POLLIN, timeout):
             return []
         chunk = os.read(self._records, 2**20)
         if not chunk:
@@ -141,35 +179,51 @@ class TrainerProcess:
             self._stdin.write(command.encode() + b"\n")
             self._stdin.flush()
 
-    def keep_alive(self, age: float = 0.0) -> None:
-        """The lease is good: it was surely ours `age` seconds ago, and `fence_s` counts from then."""
-
     def poll(self) -> int | None:
-        """Exit status (negative = signal number) or None while it runs."""
+        """Exit status (negative = signal number), or None while it runs. A launcher's own status is 0 or 1, whatever
+        the processes it started ended with; what theirs means is in the EndRecord."""
         return self._popen.poll()
 
+    def members(self) -> list[int]:
+        """Ids of the trainer's living processes, all that it started included, the wardens not."""
+        return [pid for pid in warden.descendants(self.pid) if not _is_warden(pid)]
+
     def signal_tree(self, number: signal.Signals) -> None:
-        """Send a signal to every process of the trainer's session."""
-        for pid in session_members(self.pid):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+        """Send a signal to every process of the trainer."""
+        for pid in self.members():
+            _send(pid, number)
 
     def kill_tree(self) -> int:
-        """SIGKILL the session until nothing of it lives; returns the trainer's exit status."""
-        while session_members(self.pid):
-            self.signal_tree(signal.SIGKILL)
-            time.sleep(0.01)
-        return self._popen.wait()
+        """SIGKILL everything, until nothing of it lives; returns the trainer's exit status."""
+        pause = 0.01
+        while (status := self._over()) is None:
+            for pid in {*warden.descendants(self.pid), *_marked(self._mark)}:
+                if _is_warden(pid):  # it kills, and it alone knows when the last one is dead
+                    _send(pid, signal.SIGCONT)
+                    _send(pid, signal.SIGTERM)
+                else:
+                    _send(pid, signal.SIGKILL)
+            if self._records is not None:
+                _ready(self._records, 0, pause)
+            time.sleep(pause)
+            pause = min(0.5, pause * 1.5)
+        return status
+
+    def _over(self) -> int | None:
+        """The exit status once nothing is left: the wardens have let go of the records, and nobody has our mark."""
+        status = self._popen.poll()
+        if status is None or (self._records is not None and not _ready(self._records, 0, 0)) or _marked(self._mark):
+            return None
+        return status
 
     def close(self) -> None:
         """Release the pipes of an ended trainer."""
         with contextlib.suppress(BrokenPipeError):  # an unsent command: nobody is left to read it
             self._stdin.close()
-        if self._records is not None:
-            os.close(self._records)
-            self._records = None
+        for end in (self._records, self._control):
+            if end is not None:
+                os.close(end)
+        self._records = self._control = None
 
     def log_tail(self, limit: int = 4096) -> str:
         """The end of what the trainer printed, at most `limit` bytes, from a line start where possible."""
@@ -196,3 +250,46 @@ class StopLadder:
         """Take the next step when its time has come."""
         while self._steps and time.monotonic() - self._start >= self._steps[0][0]:
             self._trainer.signal_tree(self._steps.pop(0)[1])
+
+
+def _open_fifo(path: Path) -> tuple[int, int]:
+    """Both ends of a new FIFO. Whoever keeps the writing one open decides when the reader can see an end."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a writer
+    try:
+        return reader, os.open(path, os.O_WRONLY)
+    except BaseException:
+        os.close(reader)
+        raise
+
+
+def _ready(fd: int, events: int, timeout: float) -> bool:
+    """Whether one of the events, or the end of the pipe, is there within `timeout` seconds."""
+    poller = select.poll()
+    poller.register(fd, events)
+    return bool(poller.poll(timeout * 1000))
+
+
+def _marked(mark: str) -> list[int]:
+    """The processes with this entry in their environment."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
+                if mark.encode() in environ.read().split(b"\0"):
+                    found.append(int(name))
+    return found
+
+
+def _is_warden(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+            return cmdline.read().split(b"\0")[3:4] == [_WARDEN.encode()]
+    except OSError:  # ended while we looked
+        return False
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bgpo.errors import BgpoError, SpecError
+from bgpo.errors import PeerLost, SpecError
 
 T = TypeVar("T")
 
@@ -115,7 +115,7 @@ def exchanging() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise BgpoError(f"another process of the run is gone or does not answer: {error}") from error
+        raise PeerLost(f"another process of the run is gone or does not answer: {error}") from error
 
 
 def join_cluster(device: str) -> Cluster:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from bgpo.records import ExitCode
@@ -17,7 +18,9 @@ from bgpo.records import ExitCode
 class Control:
     """Flags that the loop reads between steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_cancel: Callable[[], None] = lambda: None) -> None:
+        """`on_cancel`: called before a cancelled process ends, in the thread that reads the commands."""
+        self._on_cancel = on_cancel
         self._stop = threading.Event()
         self._checkpoint = threading.Event()
 
@@ -61,7 +64,10 @@ class Control:
 
     def _obey(self, command: str) -> None:
         if command == "cancel":
-            os._exit(ExitCode.CANCELLED)
+            try:
+                self._on_cancel()
+            finally:
+                os._exit(ExitCode.CANCELLED)
         elif command == "pause":
             self._stop.set()
         elif command == "checkpoint":

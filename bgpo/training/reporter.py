@@ -23,11 +23,12 @@ from bgpo.training.sinks import Sink
 class Reporter:
     """Emits records and remembers phase and step, which error records name.
 
-    Without a writer (all processes of a run but the main one) it says nothing, save errors on stderr.
+    Without a writer (all processes of a run but the main one) it says nothing, save errors: on stderr, and as records
+    to `errors` if somebody reads those.
     """
 
-    def __init__(self, writer: RecordWriter | None, total_steps: int) -> None:
-        self._writer = writer
+    def __init__(self, writer: RecordWriter | None, total_steps: int, errors: RecordWriter | None = None) -> None:
+        self._writer, self._errors = writer, errors
         self._total_steps = total_steps
         self._sinks: list[Sink] = []
         self.phase: Phase = "loading_model"
@@ -70,9 +71,12 @@ class Reporter:
 
     def error(self, code: str, message: str, param: str | None = None) -> None:
         """Why the run fails."""
+        fields = {"code": code, "phase": self.phase, "step": self.step, "param": param}
         if self._writer is None:
             sys.stderr.write(f"{self.phase}, step {self.step}: {message}\n")
-        self._emit("error", code=code, phase=self.phase, step=self.step, message=message, param=param)
+        if self._errors is not None:
+            self._errors.emit_short("error", message, **fields)
+        self._emit("error", message=message, **fields)
 
     def attach(self, sinks: Sequence[Sink]) -> None:
         """From now on metrics also go to these."""

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bgpo.records import CheckpointRecord, ErrorRecord, ExitCode, MetricRecord, parse_record
+from bgpo.records import CheckpointRecord, EndRecord, ErrorRecord, ExitCode, MetricRecord, parse_record
 from tests.bgpo.trainer_process import ENVIRONMENT, TrainerProcess, free_port, launcher, train_metric
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -238,7 +238,9 @@ def test_a_stop_signal_to_the_launcher_leaves_a_checkpoint(launched: TrainerProc
     assert launched.finish() != 0
     (saved,) = launched.checkpoints()
     assert saved.step == max(launched.metrics("train"))
-    assert launched.records[-1] == saved
+    assert launched.records[-2] == saved
+    assert isinstance(launched.records[-1], EndRecord)
+    assert launched.records[-1].status == ExitCode.STOPPED
 
 
 def test_a_lost_process_ends_the_launch(launched: TrainerProcess) -> None:
@@ -272,8 +274,11 @@ def test_the_others_notice_a_lost_process_by_themselves(endless: Path) -> None:
                 if train_metric(2)(records[-1]):
                     processes[1].send_signal(signal.SIGKILL)
         assert processes[0].wait(60) == ExitCode.UNEXPECTED
-        assert isinstance(records[-1], ErrorRecord)
-        assert "process" in records[-1].message
+        *_, error, end = records
+        assert isinstance(error, ErrorRecord)
+        assert error.code == "peer_lost"
+        assert isinstance(end, EndRecord)
+        assert end.status == ExitCode.UNEXPECTED
         assert not any(isinstance(record, CheckpointRecord) for record in records)
     finally:
         for process in processes:

@@ -15,6 +15,7 @@ import pytest
 from bgpo.models import load_policy
 from bgpo.records import (
     CheckpointRecord,
+    EndRecord,
     ErrorRecord,
     ExitCode,
     LogRecord,
@@ -22,6 +23,7 @@ from bgpo.records import (
     PhaseRecord,
     Record,
     SampleRecord,
+    exit_code_of,
     parse_record,
 )
 from tests.bgpo.trainer_process import ENVIRONMENT, PATIENCE_S, TrainerProcess, train_metric
@@ -215,6 +217,8 @@ def test_an_off_policy_run_resumes_bit_by_bit_also_after_cancel(start: Start) ->
     cancelled.wait_for(lambda record: isinstance(record, CheckpointRecord) and record.step == 3)
     cancelled.command("cancel")
     assert cancelled.finish() == ExitCode.CANCELLED
+    assert isinstance(cancelled.records[-1], EndRecord)
+    assert cancelled.records[-1].status == ExitCode.CANCELLED
     steps = [record.step for record in cancelled.checkpoints()]
     assert steps == list(range(1, len(steps) + 1))
     check_resumed(start, cancelled, method, steps[-1] - 2, steps[-1])
@@ -248,14 +252,16 @@ def test_a_run_that_is_stopped_leaves_a_checkpoint(start: Start, stop: Callable[
     assert process.finish() == ExitCode.STOPPED, process.stderr
     (saved,) = process.checkpoints()
     assert saved.step == max(process.metrics("train"))
-    assert process.records[-1] == saved
+    assert process.records[-2] == saved
     assert (Path(saved.path) / "manifest.json").is_file()
 
 
 def test_a_misspelt_field_is_named(start: Start) -> None:
     process = start({**SUPERVISED, "optimizer": {"learning_rte": 1.0}}, supervised=False)
     assert process.finish() == ExitCode.BAD_SPEC
-    (error,) = process.records
+    error, end = process.records
+    assert isinstance(end, EndRecord)
+    assert end.status == ExitCode.BAD_SPEC
     assert isinstance(error, ErrorRecord)
     assert (error.code, error.param) == ("invalid_spec", "method.optimizer.learning_rte")
 
@@ -303,8 +309,11 @@ def failure(data: dict[str, str], wordy_checkpoint: Path, tmp_path_factory: pyte
 
 
 def error_of(records: list[Record]) -> ErrorRecord:
-    assert isinstance(records[-1], ErrorRecord), records
-    return records[-1]
+    *_, error, end = records
+    assert isinstance(end, EndRecord), records
+    assert isinstance(error, ErrorRecord), records
+    assert end.status == exit_code_of(error.code)
+    return error
 
 
 def test_a_bad_line_is_named(failure: Failure) -> None:
