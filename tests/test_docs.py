@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate_api
+from jobs.failures import FAILURES
 from jobs.settings import Settings
 from jobs.states import TRANSITIONS
 
@@ -30,6 +31,13 @@ def test_the_state_diagram_is_the_transition_table() -> None:
         (source.value, target.value): {actor.value for actor in actors}
         for (source, target), actors in TRANSITIONS.items()
     }
+
+
+def test_the_failure_codes_are_those_of_the_service() -> None:
+    text = (ROOT / "docs" / "failures.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (yes|no) \| (.+) \|$", text, flags=re.MULTILINE)
+    shown = [(code, meaning, retry == "yes", advice) for code, meaning, retry, advice in rows]
+    assert shown == [(code, kind.meaning, kind.retry, kind.advice) for code, kind in FAILURES.items()]
 
 
 def test_the_settings_named_exist() -> None:
