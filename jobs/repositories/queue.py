@@ -123,7 +123,8 @@ def positions(session: Session, project_id: str, *, max_running: int | None = No
     for kind in session.scalars(sa.select(Job.gpu_type).where(*mine).distinct()).all():
         wish = {"gpu_type": kind, "project_id": project_id, "max_running": max_running}
         statement = _positions(kind is not None, max_running is not None)
-        found.update(session.execute(statement, wish).tuples().all())
+        for job_id, place in session.execute(statement, wish):
+            found[job_id] = place
     return found
 
 

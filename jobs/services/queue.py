@@ -15,11 +15,8 @@ def waiting(ctx: Context, job: Job) -> Waiting | None:
     """Position of a queued job and what it waits for; None of any other."""
     if job.state != State.QUEUED:
         return None
-    limit = ctx.settings.max_running_jobs
     with ctx.db.read() as session:
-        position = queue.position_of(session, job, max_running=limit)
-        reason = queue.wait_reason(session, job, max_running=limit)
-    return Waiting(job, position, reason) if position is not None and reason is not None else None
+        return queue.waiting(session, job, max_running=ctx.settings.max_running_jobs)
 
 
 def snapshot(ctx: Context, project_id: str) -> Snapshot:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.context import Context
-from jobs.egress import EgressRefused, check_url
+from jobs.destinations import EgressRefused, check_url
 from jobs.errors import InvalidRequest
 from jobs.tables import Job
 from jobs.wire.request import PRIORITIES, PriorityName, Scheduling
