@@ -99,7 +99,8 @@ def lock_next(
     worker, or backing off) holds nobody of its project up.
     """
     wish = {"gpus": slot.gpus, "gpu_type": slot.gpu_type, "max_running": max_running, "full": list(full)}
-    return session.execute(_next(max_running is not None), wish).tuples().one_or_none()
+    found = session.execute(_next(max_running is not None), wish).one_or_none()
+    return None if found is None else (found[0], found[1])
 
 
 @cache
