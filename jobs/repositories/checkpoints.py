@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -88,29 +87,17 @@ def by_id(session: Session, checkpoint_id: str) -> Checkpoint | None:
     return session.get(Checkpoint, checkpoint_id)
 
 
-def get(
-    session: Session, project_id: str, checkpoint_id: str, *, lock: Literal["share"] | None = None
-) -> Checkpoint | None:
-    """One checkpoint of a project by its id.
-
-    Args:
-        lock: keep it from being deleted until the end of the transaction, which makes a job resume from it.
-    """
+def get(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | None:
+    """One checkpoint of a project by its id."""
     if not is_id(CHECKPOINT, checkpoint_id):
         return None
-    statement = _of_project(project_id).where(Checkpoint.id == checkpoint_id)
-    if lock is not None:
-        statement = statement.with_for_update(read=True, of=Checkpoint)
-    return session.scalar(statement)
+    return session.scalar(_of_project(project_id).where(Checkpoint.id == checkpoint_id))
 
 
-def latest_good(session: Session, job_id: str, *, lock: Literal["share"] | None = None) -> Checkpoint | None:
-    """The newest checkpoint of a job whose files are not known to be damaged; `lock` as for `get`."""
+def latest_good(session: Session, job_id: str) -> Checkpoint | None:
+    """The newest checkpoint of a job whose files are not known to be damaged."""
     where = (Checkpoint.job_id == job_id, ~Checkpoint.damaged)
-    statement = sa.select(Checkpoint).where(*where).order_by(Checkpoint.step.desc()).limit(1)
-    if lock is not None:
-        statement = statement.with_for_update(read=True)
-    return session.scalar(statement)
+    return session.scalar(sa.select(Checkpoint).where(*where).order_by(Checkpoint.step.desc()).limit(1))
 
 
 def mark_damaged(session: Session, checkpoint_id: str) -> None:

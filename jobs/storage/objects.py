@@ -20,11 +20,10 @@ from fsspec.callbacks import Callback
 
 from jobs.storage.base import CHUNK, CLOCK, StorageError, Stored
 
-_BLOCK = 8 << 20  # of a ranged read from an object store
+_BLOCK = 8 << 20  # of a ranged read
 _PART = 16 << 20  # of a multi-part upload; several are under way at once
 _PARTS_AT_ONCE = 4
 _MAX_PARTS = 10_000
-_STALL_S = 120.0
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
         "connect_timeout": 5,
@@ -34,7 +33,13 @@ S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,  # other processes change what is listed
     "skip_instance_cache": True,
 }
-_RETRIES = 2  # of s3fs, around those of botocore: for answers that break off
+_S3_TRIES = 2  # of s3fs, around those of botocore: for answers that break off
+# The tries above come to minutes when a server takes connections and never answers. So each call has a limit besides,
+# in seconds; an upload has one on standing still, since there is no time limit on sending.
+_CALL_S = 20.0
+_READ_S = 45.0
+_LIST_S = 600.0
+_STALL_S = 60.0
 
 
 class ObjectStorage:
@@ -43,6 +48,10 @@ class ObjectStorage:
     def __init__(self, fs: Any, root: str) -> None:
         self._fs, self._root = fs, root.rstrip("/")
 
+    def _within(self, seconds: float) -> dict[str, float]:
+        """Arguments that limit a call, for file systems that have such."""
+        return {}
+
     def check(self) -> None:
         with self._errors("be reached"):
             self._fs.makedirs(self._root, exist_ok=True)
@@ -50,7 +59,10 @@ class ObjectStorage:
     def is_empty(self) -> bool:
         with self._errors("list"):
             try:
-                return not any(not name.endswith(f"/{CLOCK}") for name in self._fs.ls(self._root, detail=False))
+                return not any(
+                    not name.endswith(f"/{CLOCK}")
+                    for name in self._fs.ls(self._root, detail=False, **self._within(_CALL_S))
+                )
             except FileNotFoundError:
                 return True
 
@@ -64,7 +76,9 @@ class ObjectStorage:
     def pieces(self, key: str, start: int, end: int) -> Iterator[bytes]:
         while start < end:
             with self._errors(f"read {key}"):
-                block = self._fs.cat_file(f"{self._root}/{key}", start=start, end=min(start + _BLOCK, end))
+                block = self._fs.cat_file(
+                    f"{self._root}/{key}", start=start, end=min(start + _BLOCK, end), **self._within(_READ_S)
+                )
             if not block:
                 return
             for offset in range(0, len(block), CHUNK):
@@ -73,7 +87,7 @@ class ObjectStorage:
 
     def size(self, key: str) -> int:
         with self._errors(f"look at {key}"):
-            found = self._fs.info(f"{self._root}/{key}")
+            found = self._fs.info(f"{self._root}/{key}", **self._within(_CALL_S))
         if found["type"] != "file":
             raise FileNotFoundError(key)
         return int(found["size"])
@@ -81,14 +95,14 @@ class ObjectStorage:
     def remove(self, key: str) -> None:
         try:
             with self._errors(f"delete {key}"):
-                self._fs.rm_file(f"{self._root}/{key}")
+                self._fs.rm_file(f"{self._root}/{key}", **self._within(_CALL_S))
         except FileNotFoundError:
             return
 
     def walk(self, prefix: str) -> Iterator[Stored]:
         try:
             with self._errors(f"list {prefix}"):
-                found = self._fs.find(f"{self._root}/{prefix}", detail=True)
+                found = self._fs.find(f"{self._root}/{prefix}", detail=True, **self._within(_LIST_S))
         except FileNotFoundError:
             return
         for name, info in found.items():
@@ -97,8 +111,8 @@ class ObjectStorage:
     def now(self) -> float:
         path = f"{self._root}/{CLOCK}"
         with self._errors("read the clock"):
-            self._fs.pipe_file(path, b"0")
-            return _modified(self._fs.info(path))
+            self._fs.pipe_file(path, b"0", **self._within(_CALL_S))
+            return _modified(self._fs.info(path, **self._within(_CALL_S)))
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -107,7 +121,7 @@ class ObjectStorage:
         except (FileNotFoundError, StorageError):
             raise
         except Exception as error:  # the clients behind fsspec have no error in common
-            reason = str(error) or type(error).__name__
+            reason = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
             raise StorageError(f"the artifact store could not {what}: {reason}") from error
 
 
@@ -116,15 +130,25 @@ class S3Storage(ObjectStorage):
 
     def __init__(self, fs: Any, root: str) -> None:
         super().__init__(fs, root)
-        fs.retries = _RETRIES
+        fs.retries = _S3_TRIES
+
+    def _within(self, seconds: float) -> dict[str, float]:
+        return {"timeout": seconds}
 
     def check(self) -> None:
         bucket = self._root.partition("/")[0]
         try:
             with self._errors("be reached"):
-                self._fs.call_s3("head_bucket", Bucket=bucket)
+                self._fs.call_s3("head_bucket", Bucket=bucket, **self._within(_CALL_S))
         except FileNotFoundError as error:
             raise StorageError(f"the artifact store has no bucket {bucket}") from error
+
+    def pieces(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        try:
+            yield from super().pieces(key, start, end)
+        except StorageError as error:
+            if not _beyond_the_end(error):
+                raise
 
     def put(self, source: Path, key: str) -> None:
         size = source.stat().st_size
@@ -136,7 +160,7 @@ class S3Storage(ObjectStorage):
             )
             task = asyncio.run_coroutine_threadsafe(upload, self._fs.loop)
             while not wait([task], timeout=1).done:
-                if time.monotonic() - progress.at > _STALL_S:  # there is no time limit on sending
+                if time.monotonic() - progress.at > _STALL_S:
                     task.cancel()
                     raise TimeoutError(f"no progress in {_STALL_S:.0f} s")
             task.result()
@@ -151,6 +175,12 @@ class _Progress(Callback):  # type: ignore[misc]  # fsspec ships no types
 
     def relative_update(self, inc: int = 1) -> None:
         self.at = time.monotonic()
+
+
+def _beyond_the_end(error: StorageError) -> bool:
+    """Whether S3 refused a range because the object is shorter."""
+    refused = error.__cause__.__cause__ if error.__cause__ else None
+    return getattr(refused, "response", {}).get("Error", {}).get("Code") in ("InvalidRange", "416")
 
 
 def _modified(info: dict[str, Any]) -> float:
