@@ -91,3 +91,42 @@ def test_unknown_checkpoints(service: Any, tail: str) -> None:
             answer = http.get(f"/v1/fine_tuning/checkpoints/{checkpoint_id}{tail}")
             assert answer.status_code == 404
             assert answer.json()["error"]["code"]
+            for method in ("PATCH", "DELETE") if not tail else ():
+                url = f"/v1/fine_tuning/checkpoints/{checkpoint_id}"
+                assert http.request(method, url, json={"pinned": True}).status_code == 404
+
+
+def test_pinning(service: Any, url: str) -> None:
+    with service.http() as http:
+        shown = http.get(url).json()["rl"]
+        assert (shown["pinned"], shown["best"], shown["damaged"], shown["final"]) == (False, False, False, True)
+        for pinned in (True, True, False):
+            assert http.patch(url, json={"pinned": pinned}).json()["rl"]["pinned"] is pinned
+            assert http.get(url).json()["rl"]["pinned"] is pinned
+        for body, param in (({"pinned": "yes"}, "pinned"), ({}, "pinned"), ({"name": "x", "pinned": True}, "name")):
+            response = http.patch(url, json=body)
+            assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_deleting(service: Any, folder: Path) -> None:
+    claim = service.claim(service.create()["id"])
+    first, second, final = (service.checkpoint(claim, step, folder, final=step == 3) for step in (1, 2, 3))
+    base = "/v1/fine_tuning/checkpoints"
+    with service.http() as http:
+
+        def refused(checkpoint: str, words: str) -> None:
+            response = http.delete(f"{base}/{checkpoint}")
+            assert response.status_code == 400, response.text
+            assert words in response.json()["error"]["message"]
+            assert http.get(f"{base}/{checkpoint}").status_code == 200
+
+        refused(final, "result of its job")
+        http.patch(f"{base}/{first}", json={"pinned": True})
+        refused(first, "pinned")
+        http.patch(f"{base}/{first}", json={"pinned": False})
+        for checkpoint in (first, second):
+            assert http.delete(f"{base}/{checkpoint}").json()["deleted"] is True
+            assert http.get(f"{base}/{checkpoint}/content").status_code == 404
+        listed = http.get(f"/v1/fine_tuning/jobs/{claim.job_id}/checkpoints").json()["data"]
+        assert [item["id"] for item in listed] == [final]
+    assert [path.parent.name for path in service.ctx.settings.home.rglob("config.json")] == ["step-000003"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
-from openai.types.fine_tuning import FineTuningJobEvent
+from openai.pagination import SyncCursorPage
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
 from jobs.repositories import events
 from jobs.repositories.jobs import JobError
@@ -100,6 +103,85 @@ def test_wishes_have_empty_bodies(service: Any, client: Any, training_file: str)
     with pytest.raises(openai.BadRequestError) as caught:
         client.fine_tuning.jobs.resume(job.id)
     assert caught.value.code == "invalid_state"
+
+
+def test_a_job_is_asked_for_scheduled_and_done_again(
+    service: Any, client: Any, training_file: str, tmp_path: Path
+) -> None:
+    rl = {"priority": "high", "resources": {"gpus": 2, "max_runtime_s": 60}, "checkpointing": {"every_steps": 5}}
+    job = client.fine_tuning.jobs.create(
+        model="tiny", training_file=training_file, method=service.body()["method"], extra_body={"rl": rl}
+    )
+    assert (job.rl["priority"], job.rl["resources"]["gpus"], job.rl["queue_position"]) == ("high", 2, 1)
+    assert job.rl["wait_reason"]
+    queue = client.get("/fine_tuning/queue", cast_to=object)
+    assert [entry["job"] for entry in queue["waiting"]] == [job.id]
+    claim = service.claim(job.id)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    service.checkpoint(claim, 5, tmp_path / "model")
+    # Pausing a running job: it says running until its checkpoint is stored.
+    assert client.fine_tuning.jobs.pause(job.id).status == "running"
+    assert client.fine_tuning.jobs.retrieve(job.id).rl["phase"] == "pausing"
+    service.finish(claim, "paused")
+    assert client.fine_tuning.jobs.pause(job.id).status == "paused"
+    assert client.fine_tuning.jobs.resume(job.id).status == "queued"
+    claim = service.claim(job.id)
+    service.finish(claim, "failed", JobError("deadline", "60 s are over.", phase="rollout", step=7))
+    failed = client.fine_tuning.jobs.retrieve(job.id)
+    assert (failed.status, failed.error.code, failed.rl["failure"]["step"]) == ("failed", "deadline", 7)
+
+    path = f"/fine_tuning/jobs/{job.id}"
+    body = {"rl": {"resources": {"max_runtime_s": 600}}}
+    retried = client.post(f"{path}/retry", body=body, cast_to=FineTuningJob)
+    assert (retried.status, retried.rl["source_job"], retried.rl["step"]) == ("queued", job.id, 5)
+    assert (retried.seed, retried.rl["resources"]["max_runtime_s"]) == (job.seed, 600)
+    assert client.post(f"{path}/retry", cast_to=object)["status"] == "queued"  # an empty body
+    assert client.post(f"{path}/clone", cast_to=object)["rl"]["step"] == 0
+    changes = {"method": {"reinforcement": {"hyperparameters": {"group_size": 16}}}}
+    cloned = client.post(f"{path}/clone", body=changes, cast_to=FineTuningJob)
+    assert cloned.method.reinforcement.hyperparameters.group_size == 16
+    assert cloned.rl["source_job"] == job.id
+    changes["method"]["reinforcement"]["hyperparameters"] = {"group_sise": 16}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post(f"{path}/clone", body=changes, cast_to=object)
+    assert caught.value.param == "method.reinforcement.hyperparameters.group_sise"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post(f"/fine_tuning/jobs/{cloned.id}/retry", cast_to=object)
+    assert caught.value.code == "invalid_state"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(
+            model="tiny", training_file=training_file, extra_body={"rl": {"webhook_url": "https://example.com"}}
+        )
+    assert caught.value.param == "rl.webhook_url"
+
+    listed = {"page": SyncCursorPage[FineTuningJobEvent], "model": FineTuningJobEvent}
+    attempts = client.get_api_list(f"{path}/attempts?limit=1", **listed)
+    assert [attempt.outcome for attempt in attempts] == ["failed", "paused"]
+    checkpoint = next(iter(client.fine_tuning.jobs.checkpoints.list(job.id)))
+    assert (checkpoint.rl["pinned"], checkpoint.rl["best"]) == (False, False)
+    url = f"/fine_tuning/checkpoints/{checkpoint.id}"
+    assert client.patch(url, body={"pinned": True}, cast_to=object)["rl"]["pinned"] is True
+    with pytest.raises(openai.BadRequestError, match="pinned"):
+        client.delete(url, cast_to=object)
+
+
+def test_a_full_queue_is_not_tried_again(start_service: Callable[..., Any]) -> None:
+    service = start_service(max_queued_jobs=1)
+    file_id = service.upload(service.rows()).json()["id"]
+    service.create(training_file=file_id)
+    requests: list[str] = []
+    http = httpx2.Client(event_hooks={"request": [lambda request: requests.append(request.url.path)]}, trust_env=False)
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=2, http_client=http) as client:
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.fine_tuning.jobs.create(model="tiny", training_file=file_id, method=service.body()["method"])
+        assert (caught.value.code, caught.value.type) == ("insufficient_quota", "insufficient_quota")
+        assert caught.value.request_id
+        job = next(iter(client.fine_tuning.jobs.list()))
+        with pytest.raises(openai.BadRequestError):
+            client.post(f"/fine_tuning/jobs/{job.id}/retry", cast_to=object)
+    posted = [path for path in requests if path.endswith(("/jobs", "/retry"))]
+    assert posted == ["/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs", f"/v1/fine_tuning/jobs/{job.id}/retry"]
 
 
 def test_errors_carry_all_their_parts(service: Any, client: Any, training_file: str) -> None:
