@@ -83,11 +83,12 @@ def waiting_since() -> sa.ColumnElement[float]:
     return sa.case((ended > queued, ended), else_=queued)
 
 
-def oom_steps(session: Session, job_id: str) -> list[int | None]:
+def oom_steps(session: Session, job_id: str) -> list[int]:
     """Steps at which attempts ran out of memory and since which no checkpoint was made, newest first."""
     later = sa.exists().where(Checkpoint.job_id == job_id, Checkpoint.epoch > Attempt.epoch)
     where = (Attempt.job_id == job_id, Attempt.error_code == "oom", ~later)
-    return list(session.scalars(sa.select(Attempt.error_step).where(*where).order_by(Attempt.epoch.desc())))
+    steps = session.scalars(sa.select(Attempt.error_step).where(*where).order_by(Attempt.epoch.desc()))
+    return [step for step in steps if step is not None]
 
 
 def _update(session: Session, job_id: str, epoch: int, **values: Any) -> None:

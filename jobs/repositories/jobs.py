@@ -302,4 +302,4 @@ def _deadline(max_runtime_s: float | None, step: int) -> JobError:
 def _waited(session: Session, job: Job, max_queue_age_s: float | None) -> JobError:
     reason = queue.wait_reason(session, job)
     message = f"the job waited for more than {max_queue_age_s or 0:g} seconds"
-    return JobError("queue_timeout", f"{message}. {reason}" if reason else message)
+    return JobError("queue_timeout", f"{message}: {reason[0].lower()}{reason[1:]}" if reason else message)

@@ -214,6 +214,8 @@ class _Look:
         if job.not_before > self.now:
             return self._backoff(job)
         fitting = [one for one in self.workers if one.gpus >= job.gpus and job.gpu_type in (None, one.gpu_type)]
+        if not self.workers:
+            return "No worker is connected."
         if not fitting:
             return f"No connected worker has {_resources(job)}."
         takers = [one for one in fitting if one.state in ("idle", "busy")]
@@ -227,8 +229,8 @@ class _Look:
     def _backoff(self, job: Job) -> str:
         until = datetime.fromtimestamp(job.not_before, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         last = self.session.get(Attempt, (job.id, job.epoch))
-        after = f" after a failed attempt ({last.error_message})" if last is not None and last.error_message else ""
-        return f"Starts again at {until}{after}."
+        why = last.error_message.rstrip(".") if last is not None and last.error_message else None
+        return f"Starts again at {until}, after a failed attempt: {why}." if why else f"Starts again at {until}."
 
     @staticmethod
     def _unfit(fitting: Sequence[Worker]) -> str:
@@ -258,7 +260,7 @@ def _classes(live: Sequence[Worker]) -> list[SlotClass]:
 
 
 def _resources(job: Job) -> str:
-    count = "a free place" if job.gpus == 1 and job.gpu_type is None else _count(job.gpus, "accelerator")
+    count = _count(job.gpus, "accelerator")
     return count if job.gpu_type is None else f"{count} of type {job.gpu_type}"
 
 
