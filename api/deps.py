@@ -12,7 +12,7 @@ from jobs.context import Context
 __all__ = ["After", "Ctx", "Limit", "Project"]
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from api import errors
 from api.auth import check_exposure
 from api.middleware import RequestMiddleware
+from api.poll import PollMiddleware, Polls
 from api.routes import checkpoints, files, health, jobs, models, progress, queue, webhooks
 from jobs.context import Context
 from jobs.settings import Settings
@@ -44,7 +45,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.stopping = threading.Event()
     errors.install(app)
-    app.add_middleware(RequestMiddleware)
+    app.add_middleware(PollMiddleware)
+    app.add_middleware(RequestMiddleware)  # the last one added is the outermost
     for part in (files, jobs, progress, checkpoints, webhooks, queue, models, health):
         app.include_router(part.router)
     return app
@@ -53,5 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.context = Context.open(app.state.settings)
+    app.state.polls = Polls(app.state.context.db)
     yield
+    app.state.polls.close()
     app.state.context.close()

@@ -9,7 +9,7 @@ import time
 import uuid
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +22,11 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
 API_VERSION = "2020-10-01"
 """The version OpenAI's API states."""
+_FIXED_HEADERS = (
+    (b"openai-version", API_VERSION.encode()),
+    (b"openai-organization", DEFAULT_ORGANIZATION.encode()),
+    (b"x-content-type-options", b"nosniff"),
+)
 _UPLOADS = ("/v1/files",)
 _log = structlog.get_logger(__name__)
 
@@ -86,12 +91,9 @@ class _Exchange:
     async def _respond(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = self._request_id
-            headers["openai-version"] = API_VERSION
-            headers["openai-organization"] = DEFAULT_ORGANIZATION
-            headers["openai-processing-ms"] = str(int((time.monotonic() - self._began) * 1000))
-            headers["x-content-type-options"] = "nosniff"
+            took_ms = int((time.monotonic() - self._began) * 1000)
+            own = ((b"x-request-id", self._request_id.encode()), (b"openai-processing-ms", b"%d" % took_ms))
+            message["headers"] = [*message.get("headers", ()), *own, *_FIXED_HEADERS]
         await self._send(message)
 
 

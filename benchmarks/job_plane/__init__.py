@@ -1,0 +1,1 @@
+"""The parts of `python -m benchmarks.job_plane`; `__main__` says what is measured."""
