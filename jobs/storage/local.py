@@ -33,7 +33,7 @@ class LocalStorage:
                 raise PermissionError(f"cannot write to {self._root}")
 
     def is_empty(self) -> bool:
-        with self._errors("list"):
+        with self._errors("list", may_be_missing=True):
             try:
                 return os.listdir(self._root) in ([], [CLOCK])
             except FileNotFoundError:
@@ -54,12 +54,12 @@ class LocalStorage:
                 unfinished.unlink(missing_ok=True)
 
     def pieces(self, key: str, start: int, end: int) -> Iterator[bytes]:
-        with self._errors(f"read {key}"):
+        with self._errors(f"read {key}", may_be_missing=True):
             file = (self._root / key).open("rb")
         with file:
             file.seek(start)
             while start < end:
-                with self._errors(f"read {key}"):
+                with self._errors(f"read {key}", may_be_missing=True):
                     piece = file.read(min(CHUNK, end - start))
                 if not piece:
                     return
@@ -67,7 +67,7 @@ class LocalStorage:
                 yield piece
 
     def size(self, key: str) -> int:
-        with self._errors(f"look at {key}"):
+        with self._errors(f"look at {key}", may_be_missing=True):
             return (self._root / key).stat().st_size
 
     def remove(self, key: str) -> None:
@@ -113,12 +113,12 @@ class LocalStorage:
             _sync_folder(folder.parent)
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def _errors(self, what: str, *, may_be_missing: bool = False) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if may_be_missing and isinstance(error, FileNotFoundError):
+                raise
             kind = StorageFull if error.errno in FULL else StorageError
             raise kind(f"the artifact store could not {what}: {error}") from error
 

@@ -57,7 +57,7 @@ class ObjectStorage:
             self._fs.makedirs(self._root, exist_ok=True)
 
     def is_empty(self) -> bool:
-        with self._errors("list"):
+        with self._errors("list", may_be_missing=True):
             try:
                 return not any(
                     not name.endswith(f"/{CLOCK}")
@@ -75,7 +75,7 @@ class ObjectStorage:
 
     def pieces(self, key: str, start: int, end: int) -> Iterator[bytes]:
         while start < end:
-            with self._errors(f"read {key}"):
+            with self._errors(f"read {key}", may_be_missing=True):
                 block = self._fs.cat_file(
                     f"{self._root}/{key}", start=start, end=min(start + _BLOCK, end), **self._within(_READ_S)
                 )
@@ -86,7 +86,7 @@ class ObjectStorage:
             start += len(block)
 
     def size(self, key: str) -> int:
-        with self._errors(f"look at {key}"):
+        with self._errors(f"look at {key}", may_be_missing=True):
             found = self._fs.info(f"{self._root}/{key}", **self._within(_CALL_S))
         if found["type"] != "file":
             raise FileNotFoundError(key)
@@ -94,14 +94,14 @@ class ObjectStorage:
 
     def remove(self, key: str) -> None:
         try:
-            with self._errors(f"delete {key}"):
+            with self._errors(f"delete {key}", may_be_missing=True):
                 self._fs.rm_file(f"{self._root}/{key}", **self._within(_CALL_S))
         except FileNotFoundError:
             return
 
     def walk(self, prefix: str) -> Iterator[Stored]:
         try:
-            with self._errors(f"list {prefix}"):
+            with self._errors(f"list {prefix}", may_be_missing=True):
                 found = self._fs.find(f"{self._root}/{prefix}", detail=True, **self._within(_LIST_S))
         except FileNotFoundError:
             return
@@ -115,12 +115,12 @@ class ObjectStorage:
             return _modified(self._fs.info(path, **self._within(_CALL_S)))
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def _errors(self, what: str, *, may_be_missing: bool = False) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, StorageError):
-            raise
         except Exception as error:  # the clients behind fsspec have no error in common
+            if may_be_missing and isinstance(error, FileNotFoundError):
+                raise
             reason = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
             raise StorageError(f"the artifact store could not {what}: {reason}") from error
 
@@ -138,7 +138,7 @@ class S3Storage(ObjectStorage):
     def check(self) -> None:
         bucket = self._root.partition("/")[0]
         try:
-            with self._errors("be reached"):
+            with self._errors("be reached", may_be_missing=True):
                 self._fs.call_s3("head_bucket", Bucket=bucket, **self._within(_CALL_S))
         except FileNotFoundError as error:
             raise StorageError(f"the artifact store has no bucket {bucket}") from error
