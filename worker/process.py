@@ -14,6 +14,7 @@ import os
 import secrets
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -196,25 +197,23 @@ class TrainerProcess:
     def kill_tree(self) -> int:
         """SIGKILL everything, until nothing of it lives; returns the trainer's exit status."""
         pause = 0.01
-        while (status := self._over()) is None:
-            for pid in {*warden.descendants(self.pid), *_marked(self._mark)}:
+        while (status := self._popen.poll()) is None or self._left():
+            for pid in {*warden.descendants(self.pid), *self._left()}:
                 if _is_warden(pid):  # it kills, and it alone knows when the last one is dead
                     _send(pid, signal.SIGCONT)
                     _send(pid, signal.SIGTERM)
                 else:
                     _send(pid, signal.SIGKILL)
-            if self._records is not None:
-                _ready(self._records, 0, pause)
             time.sleep(pause)
             pause = min(0.5, pause * 1.5)
         return status
 
-    def _over(self) -> int | None:
-        """The exit status once nothing is left: the wardens have let go of the records, and nobody has our mark."""
-        status = self._popen.poll()
-        if status is None or (self._records is not None and not _ready(self._records, 0, 0)) or _marked(self._mark):
-            return None
-        return status
+    def _left(self) -> list[int]:
+        """What can still be found, also when both wardens were killed: processes with our mark in their environment, as
+        the wardens have it, and, where the records have not ended, those that could write more of them."""
+        if self._records is None or _ready(self._records, 0, 0):
+            return _marked(self._mark)
+        return _marked(self._mark) or _writers(self._records)
 
     def close(self) -> None:
         """Release the pipes of an ended trainer."""
@@ -280,6 +279,17 @@ def _marked(mark: str) -> list[int]:
                 if mark.encode() in environ.read().split(b"\0"):
                     found.append(int(name))
     return found
+
+
+def _writers(reader: int) -> list[int]:
+    """The other processes that hold the writing end of a pipe."""
+    pipe = os.fstat(reader)
+    found = []
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # ended or closed while we looked
+            if os.path.samestat(path.stat(), pipe) and path.lstat().st_mode & stat.S_IWUSR:
+                found.append(int(path.parts[2]))
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def _is_warden(pid: int) -> bool:
