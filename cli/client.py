@@ -53,9 +53,38 @@ class Service:
         """A job as it is now."""
         return self._json("GET", f"fine_tuning/jobs/{job_id}")
 
+    def wish(self, job_id: str, name: str) -> dict[str, Any]:
+        """Cancel, pause or resume a job."""
+        return self._json("POST", f"fine_tuning/jobs/{job_id}/{name}")
+
     def cancel(self, job_id: str) -> dict[str, Any]:
         """Cancel a job."""
-        return self._json("POST", f"fine_tuning/jobs/{job_id}/cancel")
+        return self.wish(job_id, "cancel")
+
+    def retry(self, job_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A new job that goes on where a failed or cancelled one stopped."""
+        return self._json("POST", f"fine_tuning/jobs/{job_id}/retry", json=body)
+
+    def clone(self, job_id: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """A new job from the request of another one."""
+        return self._json("POST", f"fine_tuning/jobs/{job_id}/clone", json=changes)
+
+    def attempts(self, job_id: str) -> list[dict[str, Any]]:
+        """All attempts, oldest first."""
+        return list(reversed(list(self._pages(f"fine_tuning/jobs/{job_id}/attempts"))))
+
+    def queue(self) -> dict[str, Any]:
+        """What waits and runs, and what there is to run it."""
+        return self._json("GET", "fine_tuning/queue")
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The registry of workers."""
+        found: list[dict[str, Any]] = self._json("GET", "organization/workers")["data"]
+        return found
+
+    def pin(self, checkpoint_id: str, pinned: bool) -> dict[str, Any]:
+        """Pin or unpin a checkpoint."""
+        return self._json("PATCH", f"fine_tuning/checkpoints/{checkpoint_id}", json={"pinned": pinned})
 
     def metrics(self, job_id: str, since_step: int = 0) -> list[Point]:
         """The job's values from a step on."""

@@ -31,8 +31,9 @@ class Point:
 class Progress:
     """Fed with metric values as they come; steps may be repeated after a resume."""
 
-    def __init__(self, total_steps: int, eval_interval: int | None) -> None:
-        self._total = total_steps
+    def __init__(self, total_steps: int, eval_interval: int | None, done: int = 0) -> None:
+        """`done` steps were made elsewhere, before any value given here."""
+        self._total, self._done = total_steps, done
         self._interval = eval_interval or total_steps
         self._train: dict[int, dict[str, float]] = {}
         self._validation: dict[int, dict[str, float]] = {}
@@ -40,7 +41,7 @@ class Progress:
     @property
     def step(self) -> int:
         """The last step that is done."""
-        return max(self._train, default=0)
+        return max(self._train, default=self._done)
 
     def add(self, points: Iterable[Point]) -> None:
         """Take in values; a step seen before is replaced."""
@@ -65,16 +66,19 @@ class Progress:
         seconds: float = left * sum(durations) / len(durations) + evaluations * each
         return seconds
 
-    def line(self, phase: str | None) -> str:
-        """The line."""
+    def line(self, phase: str | None, standing: str | None = None) -> str:
+        """The line; `standing` says why nothing moves, if so."""
         train = self._train.get(self.step)
         evaluations = self.evaluations()
         parts = [f"step {self.step}/{self._total}"]
-        if train is None or phase not in _STEP_PHASES:
+        if standing is not None:
+            parts.append(standing)
+        elif train is None or phase not in _STEP_PHASES:
             parts.append((phase or ("" if train else "waiting for a worker")).replace("_", " "))
         if train is not None:
             shown = _VALUES if "reward_mean" in train else _SUPERVISED_VALUES
             parts += [form.format(train[name]) for name, form in shown if name in train]
+        if train is not None and standing is None:
             parts.append(self._phases(train))
             left = self.seconds_left()
             parts.append(f"{duration(left)} left" if left is not None else "")

@@ -1,0 +1,1 @@
+"""The sub-commands of `bgpo`, by what they are about."""
