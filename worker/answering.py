@@ -7,8 +7,8 @@ import time
 import structlog
 
 from jobs.repositories import jobs
-from worker import fitness
 from worker.context import WorkerContext
+from worker.fitness import fit
 from worker.outages import DATABASE_OUTAGE
 from worker.supervisor import Supervisor
 
@@ -29,7 +29,7 @@ def run_next(context: WorkerContext) -> bool:
     """
     if context.draining.is_set():
         return False
-    with fitness.fit(context) as lock_fds:
+    with fit(context) as lock_fds:
         if lock_fds is None:
             return False
         claimed_at = time.monotonic()

@@ -9,6 +9,7 @@ further effect: values replace themselves, and an event has its id before it is 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,11 @@ from worker.outages import DATABASE_OUTAGE
 _BATCH_S = 1.0
 _JOIN_S = 5.0  # then it hangs in the database, and the epoch guard refuses what it may still write
 _MAX_QUEUED = 5000
-_MAX_BATCH = 500  # one transaction must not keep other writers waiting
+_MAX_BATCH = 500
+# SQLite has one writer at a time, and who waits only looks now and then whether the lock is free: the renewal of a
+# lease must find it free in time, also while a backlog is written.
+_MAX_HOLD_S = 0.5
+_GAP_S = 0.1
 _log = structlog.get_logger(__name__)
 
 
@@ -94,17 +99,28 @@ class Recorder(threading.Thread):
 
     def _flush(self) -> None:
         while self._queue and not self.fenced and not self._abandoned.is_set():
-            batch = list(islice(self._queue.copy(), _MAX_BATCH))
             try:
                 with self._database.transaction() as session:
-                    held = all(self._write(session, event_id, record) for event_id, record in batch)
+                    written = self._write_batch(session)
             except DATABASE_OUTAGE as error:
                 _log.warning("records not written yet", job_id=self._job_id, error=str(error))
                 self._abandoned.wait(_BATCH_S)
                 continue
-            self.fenced = not held
-            for _ in batch:
+            for _ in range(written):
                 self._queue.popleft()
+            if self._queue:
+                self._abandoned.wait(_GAP_S)
+
+    def _write_batch(self, session: Session) -> int:
+        """Write some of what is queued; how many that were."""
+        begin, written = time.monotonic(), 0
+        for event_id, record in islice(self._queue.copy(), _MAX_BATCH):
+            if not self._write(session, event_id, record):
+                self.fenced = True
+            written += 1
+            if self.fenced or time.monotonic() - begin > _MAX_HOLD_S:
+                break
+        return written
 
     def _write(self, session: Session, event_id: str, record: Record | Started) -> bool:
         """Write one record, to no further effect if it is there already; False when fenced."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.orm import Session
 
+from bgpo.errors import BgpoError
 from jobs.failures import JobError
 from jobs.repositories import jobs
 from jobs.repositories.claims import Claim
@@ -87,7 +88,7 @@ class Supervisor:
             resumed_step = preparation.result()
             return self._stop_before_start() or self._train(resumed_step)
         except Exception as error:  # process boundary: whatever broke must not leave the job without an end
-            self._log.warning("attempt broke", exc_info=True)
+            self._log.warning("attempt broke", error=str(error), exc_info=not isinstance(error, BgpoError))
             return of_exception(error)
         finally:
             preparation.abandon()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import structlog
 
+from bgpo.errors import BgpoError
 from bgpo.records import CheckpointRecord
 from jobs.artifacts import MANIFEST, ArtifactError, ArtifactStore, StorageError, sha256_of
 from jobs.db import Database
@@ -57,7 +58,7 @@ class Uploader(threading.Thread):
         self.failure: JobError | None = None
         """Why the last checkpoint was not published (yet): `disk_full`, `storage_unavailable` or `server_error`."""
         self.given_up = False
-        """After several tries; false again once a later checkpoint is published."""
+        """After several tries, or because the next one was waiting; false again once a later one is published."""
         self.published = 0
         self._database, self._store = database, store
         self._job_id, self._epoch = job_id, epoch
@@ -96,13 +97,20 @@ class Uploader(threading.Thread):
                 self.failure, self.given_up = None, False
                 return published
             except Exception as error:  # storage and database clients raise anything; the job must hear of it
-                _log.warning("checkpoint not published", job_id=self._job_id, step=record.step, exc_info=True)
+                known = isinstance(error, BgpoError)
+                _log.warning(
+                    "checkpoint not published",
+                    job_id=self._job_id,
+                    step=record.step,
+                    error=str(error),
+                    exc_info=not known,
+                )
                 code = error.code if isinstance(error, StorageError) else "server_error"
                 message = f"the checkpoint of step {record.step} could not be stored: {error}"
                 self.failure = JobError(code, message, phase="checkpointing", step=record.step)
-            self.given_up = delay is None
             superseded = record.step < self._newest_step  # a newer one waits, and is worth more
-            if superseded or delay is None or self._abandoned.wait(delay):
+            self.given_up = superseded or delay is None
+            if delay is None or superseded or self._abandoned.wait(delay):
                 return False
         return False
 

@@ -53,6 +53,7 @@ def settings(tmp_path: Path, database_url: str, redis_url: str) -> Settings:
         lease_s=8,
         reap_after_s=0,
         reconcile_s=0.2,
+        min_free_bytes=0,
     )
 
 
@@ -65,9 +66,14 @@ def context(settings: Settings) -> Iterator[WorkerContext]:
 
 
 @pytest.fixture
-def with_trainer(context: WorkerContext) -> Callable[[str], WorkerContext]:
-    """The same worker with the stand-in in another mode."""
-    return lambda mode: replace(context, trainer=(sys.executable, str(STAND_IN), mode))
+def with_trainer(context: WorkerContext) -> Callable[..., WorkerContext]:
+    """The same worker with the stand-in in another mode, and other settings."""
+
+    def build(mode: str = "normal", **settings: Any) -> WorkerContext:
+        changed = context.settings.model_copy(update=settings)
+        return replace(context, trainer=(sys.executable, str(STAND_IN), mode), settings=changed)
+
+    return build
 
 
 @pytest.fixture

@@ -3,6 +3,22 @@
     stand_in.py MODE SPEC.json --record-fd N
 
 Each step takes a moment, counts one up, and every second step makes a checkpoint. The count goes on from `resume_from`.
+
+    normal         does nothing wrong
+    deaf           hears neither commands nor SIGTERM
+    loading        loads its model for ever
+    silent         never says anything
+    stalled        hangs in step 4, in its first attempt only
+    slow-save      takes a second for each checkpoint
+    killed-once    is killed in step 4, in its first attempt only
+    killed-always  is killed in step 1
+    oom            runs out of memory in step 3
+    full           has no room for the checkpoint of step 4
+    talkative      names its folders in its log, its messages and its error
+    damaged        writes checkpoints that are not what their manifest says
+    no-final       ends without a final checkpoint
+    hidden         fails with status 6, which a launcher turns into 1
+    N              fails with status N
 """
 
 from __future__ import annotations
@@ -44,6 +60,9 @@ class Run:
     def checkpoint(self, step: int, final: bool) -> None:
         directory = Path(self.spec.output_dir, "checkpoints", f"step-{step:06d}")
         (directory / "trainer_state").mkdir(parents=True, exist_ok=True)
+        if self.mode == "slow-save":
+            self.writer.emit("phase", phase="checkpointing", step=step)
+            time.sleep(1)
         (directory / "config.json").write_text("{}")
         (directory / "model.safetensors").write_bytes(step.to_bytes(4, "big") * 1000)
         (directory / "trainer_state" / "state.json").write_text(json.dumps({"step": step}))
@@ -71,21 +90,47 @@ class Run:
             "sample", step=step, split="train", index=0, prompt="p", completion="c", reward=1.0, scores={}, error=None
         )
 
+    def fail(self, status: int, code: str, step: int, message: str, phase: str = "rollout") -> None:
+        print("about to fail", flush=True)
+        self.writer.emit("error", code=code, phase=phase, step=step, message=message, param="m")
+        self.exit(status)
+
+    def exit(self, status: int) -> None:
+        self.writer.end(status)
+        sys.stdout.flush()
+        os._exit(status if self.mode != "hidden" else min(status, 1))  # the command thread may hold stdin's lock
+
     def misbehave(self, step: int) -> None:
-        if self.mode == "killed-once" and step == 4 and not self.spec.resume_from:
+        first_attempt = not self.spec.resume_from
+        if self.mode == "killed-once" and step == 4 and first_attempt:
             # After the checkpoint of step 2 has surely been taken.
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
         if self.mode == "killed-always":
             print("last words", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.mode == "stalled" and step == 4 and first_attempt:
+            time.sleep(600)
+        if self.mode == "oom" and step == 3:
+            self.fail(ExitCode.OUT_OF_MEMORY, "oom", step, "does not fit", "training")
+        if self.mode == "full" and step == 4:
+            self.fail(ExitCode.DISK_FULL, "disk_full", step, "no room for the checkpoint", "checkpointing")
+        if self.mode == "talkative" and step == 2:
+            print(f"reading {self.spec.model}/config.json and {self.spec.train_data}", flush=True)
+            self.writer.emit("log", level="info", message=f"looking at {self.spec.output_dir}")
+            self.fail(ExitCode.UNEXPECTED, "server_error", step, f"cannot read {self.spec.model}")
+        if self.mode == "hidden":
+            self.fail(ExitCode.NON_FINITE, "nan", step, "the loss is NaN", "training")
         if self.mode.isdigit():
-            print("about to fail", flush=True)
-            self.writer.emit("error", code="bad_model", phase="rollout", step=step, message="no such layer", param="m")
-            sys.exit(int(self.mode))
+            self.fail(int(self.mode), "bad_model", step, "no such layer")
 
     def run(self) -> int:
         total = self.spec.method.max_steps
+        if self.mode == "silent":
+            time.sleep(600)
+        if self.mode == "loading":
+            self.writer.emit("phase", phase="loading_model", step=0)
+            time.sleep(600)
         self.writer.emit("log", level="info", message="hello from the trainer")
         os.write(self.writer._fd, b"this is not a record\n")
         for step in range(self.first + 1, total + 1):
@@ -101,17 +146,15 @@ class Run:
         return ExitCode.FINISHED
 
 
-def main() -> int:
+def main() -> None:
     mode, spec_path, flag, fd = sys.argv[1:]
     assert flag == "--record-fd"
     if mode == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     run = Run(mode, parse_run_spec(Path(spec_path)), RecordWriter(int(fd)))
     threading.Thread(target=run.commands, daemon=True).start()
-    return run.run()
+    run.exit(run.run())
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)  # the command thread may hold stdin's lock
+    main()
