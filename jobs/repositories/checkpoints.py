@@ -49,7 +49,7 @@ def insert(
     """
     if jobs.hold(session, job_id, epoch) not in (State.RUNNING, State.PAUSING):
         return None
-    same = (Checkpoint.job_id == job_id, Checkpoint.step == step, Checkpoint.key == key)
+    same = (Checkpoint.job_id == job_id, Checkpoint.step == step, Checkpoint.key == key, ~Checkpoint.damaged)
     recorded = session.scalar(sa.select(Checkpoint.id).where(*same, Checkpoint.manifest_sha256 == manifest.sha256))
     if recorded is not None:  # the answer to the commit was lost
         return recorded

@@ -13,7 +13,6 @@ from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, creat
 from bgpo.rewards.spec import GraderSpec
 from bgpo.spec import (
     AlgorithmName,
-    CheckpointingSpec,
     Dpo,
     EarlyStoppingSpec,
     EvaluationSpec,
@@ -128,9 +127,7 @@ class CheckpointingBlock(Wire):
 
     every_steps: Annotated[int | None, Field(ge=1)] = Field(None, description="None: five during the job.")
     keep_last: int = Field(
-        CheckpointingSpec().keep_last,
-        ge=1,
-        description="Newest ones kept; the best, pinned ones and the result stay too.",
+        5, ge=1, description="Newest ones the service keeps; the best, pinned ones and the result stay too."
     )
     keep_best: bool = Field(True, description="Also write a checkpoint whenever an evaluation is the best so far.")
     best_metric: Annotated[str | None, StringConstraints(min_length=1, max_length=256)] = Field(
