@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli.client import Service
 from tests.e2e.conftest import Running
 
 JobBody = Callable[..., dict[str, Any]]
@@ -22,6 +24,19 @@ def bgpo(service: Running, *arguments: str | Path, status: int = 0) -> subproces
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == status, done
     return done
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def steps_of_checkpoints(service: Running, job_id: str) -> list[int]:
+    """Newest first."""
+    with Service(service.url) as client:
+        return [found["step_number"] for found in client.checkpoints(job_id)]
 
 
 def submit(
@@ -65,6 +80,44 @@ def test_cancel_and_watch_a_cancelled_job(
     job_id = submit(service, puzzles, job_body("", "", steps=5000, every=1000), tmp_path).stdout.strip()
     assert bgpo(service, "cancel", job_id).stdout == f"{job_id} cancelled\n"
     assert f"error: job {job_id} was cancelled" in bgpo(service, "watch", job_id, status=1).stderr
+
+
+def test_pause_resume_retry_clone(
+    service: Running, puzzles: tuple[Path, Path], job_body: JobBody, tmp_path: Path
+) -> None:
+    """One job that trains for long, and another that waits behind it, as there is one worker."""
+    long = submit(service, puzzles, job_body("", "", steps=5000, every=2), tmp_path).stdout.strip()
+    wait_until(lambda: steps_of_checkpoints(service, long))
+    override = tmp_path / "override.json"
+    changes = {"method": {"reinforcement": {"hyperparameters": {"max_steps": 4}}}, "rl": {"priority": "high"}}
+    override.write_text(json.dumps(changes))
+    short = bgpo(service, "clone", long, "--override", override).stdout.strip()
+    shown = bgpo(service, "queue").stdout
+    assert f"1         {short}  high" in shown
+    assert "cpu    1     1      1" in shown
+    assert long in shown.partition("running:")[2]
+
+    assert bgpo(service, "pause", long).stdout == f"{long} pausing\n"
+    assert f"{short} succeeded" in bgpo(service, "watch", short).stdout
+    with Service(service.url) as client:
+        assert client.job(long)["status"] == "paused"
+    checkpoint = bgpo(service, "checkpoints", short).stdout.splitlines()[1].split()
+    assert (checkpoint[1], checkpoint[5]) == ("4", "final")
+    assert bgpo(service, "pin", checkpoint[0]).stdout == f"{checkpoint[0]} pinned\n"
+    assert "is succeeded: only failed and cancelled jobs" in bgpo(service, "retry", short, status=1).stderr
+    assert bgpo(service, "resume", long).stdout == f"{long} queued\n"
+
+    bgpo(service, "cancel", long)
+    reached = steps_of_checkpoints(service, long)[0]
+    override.write_text(json.dumps({"rl": {"resources": {"max_runtime_s": 3600}}}))
+    again = bgpo(service, "retry", long, "--override", override).stdout.strip()
+    wait_until(lambda: steps_of_checkpoints(service, again))
+    assert steps_of_checkpoints(service, again)[-1] > reached
+    row = bgpo(service, "attempts", again).stdout.splitlines()[1]
+    assert f"  {reached}  " in row
+    assert "running" in row
+    assert "busy" in bgpo(service, "workers").stdout
+    bgpo(service, "cancel", again)
 
 
 def test_the_services_error_is_one_line_naming_the_field(
