@@ -71,6 +71,7 @@ class Job(Base):
         sa.Index(None, "project_id", "created_at", "id"),
         sa.Index(None, "state", "not_before"),
         sa.Index(None, "project_id", "state"),
+        sa.Index(None, "resume_checkpoint_id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from jobs.settings import Settings
-from migrations import upgrade
+from migrations import MigrationError, upgrade
 
 if __name__ == "__main__":
-    upgrade(Settings().database_url)
+    try:
+        upgrade(Settings().database_url)
+    except MigrationError as error:
+        sys.exit(str(error))

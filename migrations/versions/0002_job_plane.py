@@ -55,13 +55,32 @@ COLUMNS: dict[str, tuple[sa.Column[object], ...]] = {
     ),
 }
 
+# The trigger of 0001 again, with the new columns of the error.
+FROZEN = (
+    "state, epoch, finished_at, error_code, error_message, error_param, error_phase, error_step, error_log, "
+    "final_checkpoint_id"
+)
+TERMINAL = "OLD.state IN ('succeeded', 'failed', 'cancelled')"
+SQLITE_TRIGGER = f"""
+CREATE TRIGGER jobs_terminal BEFORE UPDATE OF {FROZEN} ON jobs WHEN {TERMINAL}
+BEGIN SELECT RAISE(ABORT, 'a finished job never changes'); END
+"""
+POSTGRESQL_TRIGGER = f"""
+CREATE TRIGGER jobs_terminal BEFORE UPDATE OF {FROZEN} ON jobs
+FOR EACH ROW WHEN ({TERMINAL}) EXECUTE FUNCTION refuse_change_of_finished_job()
+"""
+
 
 def upgrade() -> None:
     for table, columns in COLUMNS.items():
         for column in columns:
             op.add_column(table, column)
     op.create_index("ix_jobs_project_id_state", "jobs", ["project_id", "state"], unique=False)
+    op.create_index("ix_jobs_resume_checkpoint_id", "jobs", ["resume_checkpoint_id"], unique=False)
     op.execute("UPDATE jobs SET queued_at = created_at")
+    postgresql = op.get_bind().dialect.name == "postgresql"
+    op.execute("DROP TRIGGER jobs_terminal ON jobs" if postgresql else "DROP TRIGGER jobs_terminal")
+    op.execute(POSTGRESQL_TRIGGER if postgresql else SQLITE_TRIGGER)
     op.create_table(
         "webhook_deliveries",
         sa.Column("id", sa.Text(), nullable=False),
