@@ -1,0 +1,194 @@
+"""Upgrading from the first released schema with data in it, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from jobs.db import Database, create_engine
+from jobs.repositories.schema import is_current
+from jobs.tables import SCHEMA, Base, Job
+from migrations import MigrationError, upgrade
+from tests.migrations.first_release import STATES, FirstRelease, job_id, read
+
+MakeFirstRelease = Callable[[str], FirstRelease]
+ENDED = ("succeeded", "failed", "cancelled")
+ADDED = {
+    "jobs": {
+        "request": None,
+        "source_job_id": None,
+        "webhook_url": None,
+        "priority": 0,
+        "gpus": 1,
+        "gpu_type": None,
+        "max_runtime_s": None,
+        "error_phase": None,
+        "error_step": None,
+        "error_log": None,
+        "pause_code": None,
+        "pause_message": None,
+    },
+    "job_attempts": {
+        "host": None,
+        "devices": None,
+        "pid": None,
+        "resumed_step": None,
+        "error_code": None,
+        "error_message": None,
+        "error_phase": None,
+        "error_step": None,
+    },
+    "checkpoints": {"best": False, "pinned": False, "damaged": False},
+    "workers": {"gpu_type": "cpu", "gpus": 1, "devices": None, "state": "idle", "job_id": None, "problem": None},
+}
+
+
+def schema_of(url: str) -> str:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    engine.dispose()
+    return str(found)
+
+
+def test_every_row_comes_through(old: FirstRelease) -> None:
+    before = read(old.url)
+    assert {name: len(rows) for name, rows in before.items()} == {name: len(rows) for name, rows in old.rows.items()}
+    upgrade(old.url)
+    after = read(old.url)
+    for name, rows in before.items():
+        added = ADDED.get(name, {})
+        assert len(after[name]) == len(rows)
+        for row, now in zip(rows, after[name], strict=True):
+            extra = {"queued_at": row["created_at"]} if name == "jobs" else {}
+            assert now == row | added | extra
+    database = Database(old.url)
+    with database.read() as session:
+        assert is_current(session)
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    database.dispose()
+
+
+def test_ended_jobs_are_still_frozen_and_others_are_not(old: FirstRelease) -> None:
+    upgrade(old.url)
+    database = Database(old.url)
+    frozen = {"state": "queued", "error_code": "x", "error_phase": "x", "error_step": 9, "error_log": "x"}
+    for state in STATES:
+        for column, value in frozen.items():
+            change = sa.update(Job).where(Job.id == job_id(state)).values(**{column: value})
+            if state in ENDED:
+                with (
+                    pytest.raises(sa.exc.DBAPIError, match="a finished job never changes"),
+                    database.transaction() as s,
+                ):
+                    s.execute(change)
+            else:
+                with database.transaction() as session:
+                    session.execute(change)
+                    session.rollback()
+        with database.transaction() as session:  # what retention does to an ended job
+            session.execute(sa.update(Job).where(Job.id == job_id(state)).values(resume_checkpoint_id=None))
+    database.dispose()
+
+
+def test_two_upgrades_at_once(old: FirstRelease) -> None:
+    command = [sys.executable, "-c", f"from migrations import upgrade; upgrade({old.url!r})"]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [(process.communicate()[1], process.returncode) for process in running] == [(b"", 0)] * 3
+    assert schema_of(old.url) == SCHEMA
+
+
+DIES = """
+import os, signal
+from alembic import op
+import migrations
+create = op.create_table
+def die(name, *columns):
+    create(name, *columns)
+    os.kill(os.getpid(), signal.SIGKILL)
+op.create_table = die
+migrations.upgrade({url!r})
+"""
+
+
+def test_a_killed_upgrade_changes_nothing(old: FirstRelease) -> None:
+    before = read(old.url)
+    killed = subprocess.run([sys.executable, "-c", DIES.format(url=old.url)], capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert schema_of(old.url) == "0001"
+    assert read(old.url) == before
+    upgrade(old.url)
+    assert schema_of(old.url) == SCHEMA
+
+
+def test_a_table_in_use_is_not_waited_for_long(postgresql_url: str, make_first_release: MakeFirstRelease) -> None:
+    old = make_first_release(postgresql_url)
+    engine = create_engine(old.url)
+    with engine.connect() as reader:
+        reader.execute(sa.text("SELECT count(*) FROM jobs"))  # a transaction that stays open, as of a backup
+        with pytest.raises(MigrationError, match="Nothing has changed"):
+            upgrade(old.url, wait_for_table_s=0.2)
+        reader.rollback()
+        assert schema_of(old.url) == "0001"
+        reader.execute(sa.text("SELECT count(*) FROM jobs"))  # the table is not blocked by what gave up
+    upgrade(old.url)
+    assert schema_of(old.url) == SCHEMA
+    engine.dispose()
+
+
+def test_another_upgrade_is_waited_for(postgresql_url: str, make_first_release: MakeFirstRelease) -> None:
+    old = make_first_release(postgresql_url)
+    engine = create_engine(old.url)
+    with engine.connect() as other:
+        other.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": 0x6267706F})
+        with pytest.raises(MigrationError, match="another upgrade"):
+            upgrade(old.url, wait_for_upgrade_s=0.2)
+        waiting = threading.Thread(target=upgrade, args=(old.url,))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        other.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": 0x6267706F})
+        other.commit()
+        waiting.join(60)
+    assert schema_of(old.url) == SCHEMA
+    engine.dispose()
+
+
+def test_a_busy_sqlite_file_is_not_waited_for_long(tmp_path: Path, make_first_release: MakeFirstRelease) -> None:
+    old = make_first_release(f"sqlite:///{tmp_path / 'bgpo.db'}")
+    engine = create_engine(old.url)
+    with engine.execution_options(bgpo_write=True).connect() as writer:
+        writer.execute(sa.text("UPDATE workers SET pid = 1"))
+        with pytest.raises(MigrationError, match="Nothing has changed"):
+            upgrade(old.url, wait_for_upgrade_s=0.2)
+    engine.dispose()
+    upgrade(old.url)
+    assert schema_of(old.url) == SCHEMA
+
+
+def test_a_newer_database_is_refused(old: FirstRelease) -> None:
+    engine = create_engine(old.url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(MigrationError, match="schema 9999, which this version does not know"):
+        upgrade(old.url)
+    ran = subprocess.run(
+        [sys.executable, "-m", "migrations"],
+        env={"BGPO_DATABASE_URL": old.url, "PATH": "/usr/bin", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("The database has schema 9999")
+    assert "Traceback" not in ran.stderr
