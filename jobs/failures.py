@@ -28,7 +28,7 @@ FAILURES: dict[str, Failure] = {
     ),
     "nan": Failure(
         "Loss or gradient became NaN or infinite too often.",
-        "Retry the job from its last checkpoint with a lower learning rate.",
+        "Clone the job with a lower learning rate.",
         False,
     ),
     "zero_gradient": Failure(
