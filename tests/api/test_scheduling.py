@@ -145,7 +145,7 @@ class TestQueue:
         file_id = service.upload(service.rows()).json()["id"]
         plain = service.create(training_file=file_id)
         assert plain["rl"]["queue_position"] == 1
-        assert "No connected worker" in plain["rl"]["wait_reason"]
+        assert "No worker is connected" in plain["rl"]["wait_reason"]
         connect(service, "worker-1")
         urgent = service.create(training_file=file_id, rl={"priority": "high"})["id"]
         large = service.create(training_file=file_id, rl={"resources": {"gpus": 4, "gpu_type": "h200"}})["id"]
