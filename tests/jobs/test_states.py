@@ -1,4 +1,4 @@
-"""The state machine, walked through completely: every state, every actor, every wish and end."""
+"""The state machine, walked through completely: every state, every actor, every wish. `test_lives` walks at random."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from itertools import product
 from typing import get_args
 
 import pytest
-import sqlalchemy as sa
-from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
-from jobs.artifacts import Manifest
 from jobs.db import Database
 from jobs.errors import InvalidState
-from jobs.repositories import checkpoints, job_rows, jobs
-from jobs.repositories.jobs import JobError
-from jobs.states import ACTIVE, TERMINAL, TRANSITIONS, Actor, State, WireStatus, allowed, sources, wire_status
+from jobs.repositories import job_rows, jobs
+from jobs.states import TERMINAL, TRANSITIONS, Actor, State, WireStatus, allowed, sources, wire_status
 from jobs.tables import DEFAULT_PROJECT, Job
 
 Make = Callable[..., str]
@@ -84,130 +78,3 @@ def test_wishes_in_every_state(db: Database, make_job: Make, get_job: Get, state
             assert get_job(job_id).state in fitting
         outcomes.append((get_job(job_id).state, get_job(job_id).event_seq))
     assert outcomes[0] == outcomes[1]
-
-
-class Life(RuleBasedStateMachine):
-    """Random lives of one job with several workers, stale ones included."""
-
-    session: Session
-    job_id: str
-    manifest: Manifest
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epochs: list[int] = []
-        self.ended: tuple[str, float | None, str | None] | None = None
-        self.step = 0
-
-    @property
-    def job(self) -> Job:
-        return self.session.get_one(Job, self.job_id, populate_existing=True)
-
-    @rule()
-    def claim(self) -> None:
-        ready = self.job.state == State.QUEUED and self.job.desired == "run"
-        claim = jobs.claim(self.session, self.job_id, "w", 60)
-        assert (claim is not None) == ready
-        if claim is not None:
-            assert claim.epoch == len(self.epochs) + 1
-            self.epochs.append(claim.epoch)
-
-    @precondition(lambda self: self.epochs)
-    @rule()
-    def checkpoint(self) -> None:
-        self.step += 1
-        made = checkpoints.insert(self.session, self.job_id, self.epochs[-1], self.step, "k", self.manifest, True, {})
-        assert (made is not None) == (self.job.state in (State.RUNNING, State.PAUSING))
-
-    @precondition(lambda self: self.epochs)
-    @rule()
-    def crash(self) -> None:
-        active = self.job.state in ACTIVE
-        args = {"spend_attempt": True, "error": JobError("worker_lost", "x")}
-        assert jobs.hand_back(self.session, self.job_id, self.epochs[-1], **args) == active
-
-    @precondition(lambda self: self.epochs)
-    @rule()
-    def fail(self) -> None:
-        active = self.job.state in ACTIVE
-        error = JobError("x", "y")
-        assert jobs.finish(self.session, self.job_id, self.epochs[-1], State.FAILED, error=error) == active
-
-    @precondition(lambda self: self.epochs and self.job.final_checkpoint_id)
-    @rule()
-    def succeed(self) -> None:
-        active = self.job.state in ACTIVE
-        assert jobs.finish(self.session, self.job_id, self.epochs[-1], State.SUCCEEDED) == active
-
-    @precondition(lambda self: len(self.epochs) > 1)
-    @rule()
-    def stale_worker(self) -> None:
-        old = self.epochs[-2]
-        assert jobs.renew(self.session, self.job_id, old, 60) is None
-        assert not jobs.hand_back(
-            self.session, self.job_id, old, spend_attempt=True, error=JobError("worker_lost", "x")
-        )
-        assert not jobs.finish(self.session, self.job_id, old, State.SUCCEEDED)
-
-    @rule()
-    def lease_ends(self) -> None:
-        active = self.job.state in ACTIVE
-        leased = (Job.id == self.job_id, Job.lease_until.is_not(None))
-        self.session.execute(sa.update(Job).where(*leased).values(lease_until=0.0))
-        assert (jobs.reap(self.session, 10) == [self.job_id]) == active
-
-    @rule()
-    def cancel(self) -> None:
-        self._wish(job_rows.cancel)
-
-    @rule()
-    def pause(self) -> None:
-        self._wish(job_rows.pause)
-
-    @rule()
-    def resume(self) -> None:
-        self._wish(job_rows.resume)
-
-    def _wish(self, wish: Callable[[Session, str, str], Job | None]) -> None:
-        try:
-            wish(self.session, DEFAULT_PROJECT, self.job_id)
-        except InvalidState:
-            assert self.job.state in TERMINAL | {State.PAUSING, State.CANCELLING}
-
-    @invariant()
-    def what_is_always_true(self) -> None:
-        job = self.job
-        assert job.epoch == len(self.epochs)
-        assert (job.lease_until is not None) == (job.state in ACTIVE)
-        assert (job.error_code is not None) == (job.state == State.FAILED)
-        assert 0 <= job.attempts_left <= job.max_attempts
-        if self.ended is not None:
-            assert (job.state, job.finished_at, job.error_code) == self.ended
-        if job.state in TERMINAL:
-            assert job.finished_at is not None
-            self.ended = (job.state, job.finished_at, job.error_code)
-
-
-@pytest.fixture
-def life(db: Database, make_job: Make, manifest: Manifest) -> type[Life]:
-    """Each run gets a new job in a transaction that is rolled back."""
-
-    class Bound(Life):
-        def __init__(self) -> None:
-            super().__init__()
-            self.manifest = manifest
-            self.job_id = make_job()
-            self._open = Session(db.engine.execution_options(bgpo_write=True), expire_on_commit=False)
-            self.session = self._open
-
-        def teardown(self) -> None:
-            self._open.rollback()
-            self._open.close()
-
-    return Bound
-
-
-def test_random_lives(life: type[Life]) -> None:
-    case = life.TestCase
-    case.settings = settings(max_examples=40, stateful_step_count=25, deadline=None, database=None)
-    case("runTest").runTest()
