@@ -7,7 +7,7 @@
         manifest.json                                       path, bytes, sha256, kind of every other file
 
 A checkpoint appears under its name only when complete: it is written to `step-000020.tmp`, flushed to disk file by
-file, and renamed. Randomness is counter-based, so no generator state is stored.
+file, and renamed; where that fails, nothing is left. Randomness is counter-based, so no generator state is stored.
 
 Where processes divide the optimizer's state ("fsdp2"), each writes its own slice, cut along the first dimension:
 `optimizer-00001-of-00002.safetensors`. Any number of processes can go on from either form. All of them must reach the
@@ -16,9 +16,11 @@ same folder.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import bgpo
-from bgpo.errors import ModelError
+from bgpo.errors import DiskFullError, ModelError
 from bgpo.models import Policy, save_policy
 from bgpo.spec import Recipe
 from bgpo.training.optimizer import DIVIDED, Optimizer
@@ -39,6 +41,7 @@ from bgpo.training.optimizer import DIVIDED, Optimizer
 STATE_DIR = "trainer_state"
 WHOLE_STATE = "optimizer.safetensors"
 MANIFEST = "manifest.json"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_checkpoint(
@@ -55,11 +58,33 @@ def write_checkpoint(
     Args:
         metrics: of an evaluation of these very weights, or empty.
         extra: further entries of state.json.
+
+    Raises:
+        DiskFullError: there is no room for it. What was written of it is deleted.
     """
-    sharing = optimizer.sharing
-    cluster = sharing.cluster
     final = root / f"step-{step:06d}"
     temporary = final.with_name(final.name + ".tmp")
+    summary = {
+        "step": step,
+        "metrics": metrics,
+        **(extra or {}),
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": {"bgpo": bgpo.__version__, "torch": torch.__version__},
+    }
+    try:
+        _write(temporary, final, policy, optimizer, summary)
+    except BaseException as error:
+        if optimizer.sharing.cluster.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if _is_full(error):
+            raise DiskFullError(f"the checkpoint of step {step} does not fit on the disk: {error}") from error
+        raise
+    return final
+
+
+def _write(temporary: Path, final: Path, policy: Policy, optimizer: Optimizer, summary: dict[str, Any]) -> None:
+    sharing = optimizer.sharing
+    cluster = sharing.cluster
     state = temporary / STATE_DIR
     if cluster.is_main:
         for leftover in (temporary, final):
@@ -69,27 +94,18 @@ def write_checkpoint(
         state.mkdir()
     cluster.wait()
     if sharing.sharded:
-        save_file(
-            optimizer.state_tensors(), state / f"optimizer-{cluster.rank + 1:05d}-of-{cluster.size:05d}.safetensors"
-        )
+        save_file(optimizer.state_tensors(), state / _slice_name(cluster.rank, cluster.size))
     elif cluster.is_main:
         save_file(optimizer.state_tensors(), state / WHOLE_STATE)
     cluster.wait()
     if cluster.is_main:
-        summary = {
-            "step": step,
-            "metrics": metrics,
-            **(extra or {}),
-            "recipe": recipe.model_dump(mode="json"),
-            "versions": {"bgpo": bgpo.__version__, "torch": torch.__version__},
-        }
         (state / "state.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-        (temporary / MANIFEST).write_text(json.dumps(build_manifest(temporary, step), indent=2) + "\n", "utf-8")
+        manifest = build_manifest(temporary, summary["step"])
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
         _flush(temporary)
         temporary.rename(final)
-        _fsync(root)
+        _fsync(final.parent)
     cluster.wait()
-    return final
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -179,6 +195,15 @@ def _state_files(directory: Path) -> list[Path]:
     if [path.name for path in slices] != expected:
         raise FileNotFoundError(f"incomplete: {', '.join(path.name for path in slices)}")
     return slices
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the disk, the user's quota or the largest allowed file is the reason. safetensors and tokenizers, written
+    in Rust, have the operating system's number in their message only."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (named := _OS_ERROR.search(str(error))) is not None:
+        number = int(named[1])
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _kind(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -254,6 +255,20 @@ def test_a_run_that_is_stopped_leaves_a_checkpoint(start: Start, stop: Callable[
     assert saved.step == max(process.metrics("train"))
     assert process.records[-2] == saved
     assert (Path(saved.path) / "manifest.json").is_file()
+
+
+def test_a_full_disk_ends_the_run_with_what_it_has_saved(start: Start) -> None:
+    process = start({**SUPERVISED, "max_steps": 100_000}, validation_data=None)
+    process.wait_for(train_metric(1))
+    process.command("checkpoint")
+    saved = process.wait_for(lambda record: isinstance(record, CheckpointRecord))
+    assert isinstance(saved, CheckpointRecord)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))  # no file of it grows beyond these bytes
+    process.command("pause")
+    assert process.finish() == ExitCode.DISK_FULL, process.stderr
+    error = error_of(process.records)
+    assert (error.code, error.phase) == ("disk_full", "checkpointing")
+    assert list(Path(saved.path).parent.iterdir()) == [Path(saved.path)]
 
 
 def test_a_misspelt_field_is_named(start: Start) -> None:

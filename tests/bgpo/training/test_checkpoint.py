@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bgpo
-from bgpo.errors import ModelError
+from bgpo.errors import DiskFullError, ModelError
 from bgpo.models import Policy, add_lora, load_policy
 from bgpo.spec import LoraSpec, OptimizerSpec, Recipe
 from bgpo.training.checkpoint import load_optimizer, prune, read_state, write_checkpoint
@@ -49,6 +52,38 @@ def test_the_manifest_lists_every_file_truly(policy: Policy, tmp_path: Path) -> 
     assert kinds["model.safetensors"] == "weights"
     assert kinds["tokenizer.json"] == kinds["tokenizer_config.json"] == "tokenizer"
     assert kinds["trainer_state/optimizer.safetensors"] == kinds["trainer_state/state.json"] == "trainer_state"
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """The kernel refuses to let a file grow beyond `size` bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("stage", ["weights", "optimizer"])
+def test_a_full_disk_leaves_nothing_but_the_earlier_checkpoints(policy: Policy, tmp_path: Path, stage: str) -> None:
+    optimizer = trained(policy)
+    earlier = write_checkpoint(tmp_path, 1, policy, optimizer, RECIPE, {})
+    weights = (earlier / "model.safetensors").stat().st_size
+    assert weights < (earlier / "trainer_state" / "optimizer.safetensors").stat().st_size
+    before = tree(tmp_path)
+    limit = weights if stage == "optimizer" else weights - 1
+    with no_file_above(limit), pytest.raises(DiskFullError, match="step 2 does not fit on the disk") as caught:
+        write_checkpoint(tmp_path, 2, policy, optimizer, RECIPE, {})
+    assert "File too large" in caught.value.message
+    assert tree(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_another_error_of_the_disk_is_not_called_full(policy: Policy, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory"):
+        write_checkpoint(tmp_path / "file", 1, policy, trained(policy), RECIPE, {})
 
 
 def test_a_checkpoint_holds_policy_optimizer_and_state(policy: Policy, tmp_path: Path) -> None:
