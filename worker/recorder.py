@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -60,6 +60,7 @@ class Recorder(threading.Thread):
         self._database, self._job_id, self._epoch = database, job_id, epoch
         self._grader = grader
         self._queue: deque[tuple[str, Record | Started]] = deque()
+        self._put = self._written = 0
         self._closing = threading.Event()
         self._abandoned = threading.Event()
 
@@ -77,6 +78,12 @@ class Recorder(threading.Thread):
         """Queue a record."""
         if not self.broken:
             self._queue.append((new_id(EVENT), record))
+            self._put += 1
+
+    def mark(self) -> Callable[[], bool]:
+        """Tells whether all records queued so far are in the database. Never, if the recorder breaks before."""
+        put = self._put
+        return lambda: self._written >= put
 
     def close(self) -> None:
         """Write what is queued and end; `is_alive` turns false when that is done."""
@@ -108,6 +115,8 @@ class Recorder(threading.Thread):
                 continue
             for _ in range(written):
                 self._queue.popleft()
+            if not self.fenced:
+                self._written += written
             if self._queue:
                 self._abandoned.wait(_GAP_S)
 

@@ -1,9 +1,10 @@
 """Publishes a trainer's checkpoints, in a thread of its own: verify, copy to the artifact store, then insert the row.
 
 The row is what makes a checkpoint exist, and it is written under the epoch guard, so a worker that lost its job may
-copy files but never publishes them. Several tries for each; a checkpoint that cannot be published is given up with a
-warning unless it is the final one, without which the job cannot succeed. The final one is read back from the store
-before its row is written. After each, retention removes what need not be kept.
+copy files but never publishes them. It is written after the records of the steps before it: an attempt that goes on
+from there would report none of them again. Several tries for each; a checkpoint that cannot be published is given up
+with a warning unless it is the final one, without which the job cannot succeed. The final one is read back from the
+store before its row is written. After each, retention removes what need not be kept.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import queue
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -25,6 +27,8 @@ from jobs.repositories import checkpoints
 from jobs.services import retention
 
 _RETRY_AFTER_S = (1.0, 5.0, 15.0, 30.0)
+_LOOK_S = 0.05
+Recorded = Callable[[], bool]
 _log = structlog.get_logger(__name__)
 
 
@@ -47,7 +51,7 @@ def verify(directory: Path) -> None:
 
 
 class Uploader(threading.Thread):
-    """Takes (record, directory) pairs from the supervising thread, in order.
+    """Takes checkpoints from the supervising thread, in order.
 
     A supervised trainer leaves its checkpoint directories to us: each is deleted when it is done with.
     """
@@ -62,15 +66,15 @@ class Uploader(threading.Thread):
         self.published = 0
         self._database, self._store = database, store
         self._job_id, self._epoch = job_id, epoch
-        self._queue: queue.SimpleQueue[tuple[CheckpointRecord, Path] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[CheckpointRecord, Path, Recorded] | None] = queue.SimpleQueue()
         self._newest_step = -1
         self._keys: set[str] = set()
         self._abandoned = threading.Event()
 
-    def put(self, record: CheckpointRecord, directory: Path) -> None:
-        """Queue a checkpoint."""
+    def put(self, record: CheckpointRecord, directory: Path, recorded: Recorded = lambda: True) -> None:
+        """Queue a checkpoint. `recorded` tells whether everything that was reported before it is in the database."""
         self._newest_step = record.step
-        self._queue.put((record, directory))
+        self._queue.put((record, directory, recorded))
 
     def close(self) -> None:
         """Publish what is queued and end; `is_alive` turns false when that is done."""
@@ -83,17 +87,17 @@ class Uploader(threading.Thread):
 
     def run(self) -> None:
         while (item := self._queue.get()) is not None and not self._abandoned.is_set():
-            record, directory = item
+            record, directory, recorded = item
             try:
-                if self._publish(record, directory):
+                if self._publish(record, directory, recorded):
                     self._retain()
             finally:
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _publish(self, record: CheckpointRecord, directory: Path) -> bool:
+    def _publish(self, record: CheckpointRecord, directory: Path, recorded: Recorded) -> bool:
         for delay in (*_RETRY_AFTER_S, None):
             try:
-                published = self._try_publish(record, directory)
+                published = self._try_publish(record, directory, recorded)
                 self.failure, self.given_up = None, False
                 return published
             except Exception as error:  # storage and database clients raise anything; the job must hear of it
@@ -114,10 +118,13 @@ class Uploader(threading.Thread):
                 return False
         return False
 
-    def _try_publish(self, record: CheckpointRecord, directory: Path) -> bool:
+    def _try_publish(self, record: CheckpointRecord, directory: Path, recorded: Recorded) -> bool:
         verify(directory)
         key = self._new_key(record.step)
         manifest = self._store.publish_directory(directory, key, read_back=record.final)
+        while not recorded():
+            if self._abandoned.wait(_LOOK_S):
+                return False
         with self._database.transaction() as session:
             old = checkpoints.replaced_key(session, self._job_id, record.step, key)
             row = checkpoints.insert(

@@ -195,7 +195,7 @@ class Watch:
         except ValueError as error:  # without the final one the job does not succeed
             _log.warning("checkpoint not taken", step=record.step, error=str(error))
         else:
-            self._uploader.put(record, directory)
+            self._uploader.put(record, directory, self._recorder.mark())
 
     def _finish_writing(self) -> None:
         """Wait until records are written and checkpoints published, as long as that matters to anyone."""
