@@ -42,7 +42,11 @@ GRADER = {
 RECIPE: dict[str, Any] = {
     "seed": 1,
     "method": {"type": "reinforcement", "max_steps": 6, "grader": GRADER},
+    "evaluation": {"interval": None, "samples": None, "batch_size": 16, "answers": 1},
     "checkpointing": {"every_steps": 2, "keep_last": 2, "keep_best": True, "best_metric": None},
+    "early_stopping": None,
+    "sample_log": 4,
+    "precision": "float32",
 }
 METHOD = {
     "type": "reinforcement",
