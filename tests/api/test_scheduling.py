@@ -79,6 +79,7 @@ class TestRequest:
         "url",
         [
             "http://example.com/",
+            "https://example.com:444/",
             "ftp://example.com/",
             "https://127.0.0.1/",
             "https://[::1]/",
