@@ -1,4 +1,4 @@
-"""Removes what crashes leave behind: stored files that no row points to, half-written ones, local scratch.
+"""Removes what crashes leave behind: stored files that no row points to, half-written ones, uploads half received.
 
 Something is removed only when it is older than `orphan_age_s`, on the clock of the store that holds it, and when no row
 points to it; that is asked again right before. A checkpoint's folder belongs to one attempt (job and epoch), and an
@@ -9,9 +9,9 @@ missing is a damaged checkpoint, or a disk that is not mounted, and not ours to 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +25,7 @@ from jobs.settings import Settings
 from jobs.storage.local import UNFINISHED
 
 _BATCH = 500  # keys in one question to the database
+_FOLDER_DEPTH = 4  # parts of checkpoints/JOB/EPOCH/NAME
 _log = structlog.get_logger(__name__)
 
 
@@ -34,10 +35,10 @@ def sweep(settings: Settings, database: Database, store: ArtifactStore) -> int:
     Raises:
         StorageError: the store cannot be used; what was found before is gone.
     """
-    removed = sweep_local(settings, database)
+    removed = sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)
     if not store.is_empty():
         before = store.now() - settings.orphan_age_s
-        removed += _sweep_unfinished(store, before)
+        removed += _sweep_unfinished(database, store, before)
         removed += _sweep_files(database, store, before)
         removed += _sweep_checkpoints(database, store, before)
     if removed:
@@ -45,31 +46,18 @@ def sweep(settings: Settings, database: Database, store: ArtifactStore) -> int:
     return removed
 
 
-def sweep_local(settings: Settings, database: Database) -> int:
-    """The same on this machine: uploads that were being received, folders of attempts that have ended."""
-    before = time.time() - settings.orphan_age_s
-    removed = sweep_scratch(settings.scratch, before)
-    attempts = {
-        (folder.parent.name, int(folder.name)): folder
-        for folder in (settings.home / "work").glob("*/*")
-        if is_id(JOB, folder.parent.name) and folder.name.isdecimal() and _newest(folder) < before
-    }
-    with database.read() as session:
-        ended = attempts.keys() - checkpoints.being_written(session, attempts)
-    for attempt in ended:
-        shutil.rmtree(attempts[attempt], ignore_errors=True)
-    return removed + len(ended)
-
-
 def sweep_scratch(folder: Path, before: float) -> int:
-    """Delete the files of a folder that were last written before a time (unix seconds)."""
-    old = [path for path in folder.glob("*") if path.is_file() and _newest(path) < before]
-    for path in old:
-        path.unlink(missing_ok=True)
-    return len(old)
+    """Delete this machine's uploads in progress that were last written before a time (unix seconds)."""
+    removed = 0
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):  # its request has just ended
+            if path.is_file() and path.stat().st_mtime < before:
+                path.unlink()
+                removed += 1
+    return removed
 
 
-def _sweep_unfinished(store: ArtifactStore, before: float) -> int:
+def _sweep_unfinished(database: Database, store: ArtifactStore, before: float) -> int:
     """Local stores only: files that were being written when their process died."""
     old = [
         found.key
@@ -77,9 +65,13 @@ def _sweep_unfinished(store: ArtifactStore, before: float) -> int:
         for found in store.walk(prefix)
         if UNFINISHED.search(found.key) and found.modified < before
     ]
-    for key in old:
+    attempts = {key: attempt for key in old if (attempt := _attempt(key)) is not None}
+    with database.read() as session:
+        writing = checkpoints.being_written(session, attempts.values())
+    gone = [key for key in old if attempts.get(key) not in writing]
+    for key in gone:
         store.delete(key)
-    return len(old)
+    return len(gone)
 
 
 def _sweep_files(database: Database, store: ArtifactStore, before: float) -> int:
@@ -107,8 +99,8 @@ def _sweep_checkpoints(database: Database, store: ArtifactStore, before: float) 
     newest: dict[str, float] = {}
     for found in store.walk("checkpoints"):
         parts = PurePosixPath(found.key).parts
-        if len(parts) > 4 and is_id(JOB, parts[1]) and parts[2].isdecimal():
-            folder = "/".join(parts[:4])
+        if len(parts) > _FOLDER_DEPTH and _attempt(found.key) is not None:
+            folder = "/".join(parts[:_FOLDER_DEPTH])
             newest[folder] = max(newest.get(folder, 0.0), found.modified)
     old = (folder for folder, modified in newest.items() if modified < before)
     removed = 0
@@ -121,28 +113,22 @@ def _sweep_checkpoints(database: Database, store: ArtifactStore, before: float) 
 
 def _known_folders(database: Database, keys: list[str]) -> set[str]:
     """Those a row points to, or still may."""
-    attempts = {key: _attempt(key) for key in keys}
+    attempts = {key: attempt for key in keys if (attempt := _attempt(key)) is not None}
     with database.read() as session:
         writing = checkpoints.being_written(session, attempts.values())
         known = checkpoints.known_keys(session, keys)  # second: an attempt that ended in between has its row by now
     return known | {key for key, attempt in attempts.items() if attempt in writing}
 
 
-def _attempt(folder: str) -> tuple[str, int]:
-    _, job_id, epoch, _ = folder.split("/")
-    return job_id, int(epoch)
+def _attempt(key: str) -> tuple[str, int] | None:
+    """The attempt (job id, epoch) that a key of a checkpoint names."""
+    parts = PurePosixPath(key).parts
+    if len(parts) < _FOLDER_DEPTH or parts[0] != "checkpoints" or not is_id(JOB, parts[1]) or not parts[2].isdecimal():
+        return None
+    return parts[1], int(parts[2])
 
 
 def _orphans(keys: Iterator[str], known: Callable[[list[str]], set[str]]) -> Iterator[str]:
     """Those of `keys` that are not known, asked for in batches."""
     while batch := list(islice(keys, _BATCH)):
         yield from sorted(set(batch) - known(batch))
-
-
-def _newest(path: Path) -> float:
-    """When anything in it was last written; now if it is being deleted."""
-    try:
-        inside = path.rglob("*") if path.is_dir() else ()
-        return max(float(found.lstat().st_mtime) for found in (path, *inside))
-    except FileNotFoundError:
-        return time.time()
