@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from jobs.artifacts import Manifest
 from jobs.db import Database, now
 from jobs.failures import JobError
+from jobs.ids import EVENT, JOB, new_id
 from jobs.repositories import checkpoints, events, job_rows, jobs, metrics, samples
 from jobs.resources import Bell
 from jobs.states import State
-from jobs.tables import DEFAULT_PROJECT, Attempt, Job
+from jobs.tables import DEFAULT_PROJECT, Attempt, Checkpoint, Job
 
 Make = Callable[..., str]
 MakeRunning = Callable[..., jobs.Claim]
@@ -304,3 +305,107 @@ class TestWrites:
             [row] = samples.page(session, claim.job_id, after=None, limit=10)
         assert row.completion.startswith("a\ufffdb?ccc")
         assert len(row.completion) == samples.MAX_TEXT
+
+
+class TestReplays:
+    """An attempt that starts again before the place where the last one ended tells nothing twice."""
+
+    def record(self, db: Database, job_id: str, epoch: int, step: int, split: str = "train") -> bool:
+        with db.transaction() as session:
+            values, data = {"loss": float(epoch)}, {"step": step}
+            return metrics.record_step(
+                session, job_id, epoch, step=step, split=split, values=values, message=f"{split} {step}", data=data
+            )
+
+    def test_a_step_has_one_event_and_the_newest_values(self, db: Database, make_running: MakeRunning) -> None:
+        first = make_running()
+        assert all(self.record(db, first.job_id, 1, step) for step in (1, 2))
+        assert self.record(db, first.job_id, 1, 2, "validation")
+        with db.transaction() as session:
+            jobs.hand_back(session, first.job_id, 1, spend_attempt=True, error=JobError("worker_lost", "x"))
+            assert jobs.claim(session, first.job_id, "w", 60)
+        assert not self.record(db, first.job_id, 1, 3)
+        assert all(self.record(db, first.job_id, 2, step) for step in (1, 2, 3))
+        with db.read() as session:
+            told = [one for one in events.since(session, first.job_id, 0, 100) if one.type == "metrics"]
+            values = [(row.step, row.split, row.value) for row in metrics.series(session, first.job_id)]
+        assert [(one.message, one.epoch) for one in told] == [
+            ("train 1", 1), ("train 2", 1), ("validation 2", 1), ("train 3", 2),
+        ]  # fmt: skip
+        assert values == [(1, "train", 2.0), (2, "train", 2.0), (2, "validation", 1.0), (3, "train", 2.0)]
+
+    def test_a_cancelled_job_records_nothing_and_its_worker_goes_on(
+        self, db: Database, make_running: MakeRunning
+    ) -> None:
+        claim = make_running()
+        with db.transaction() as session:
+            job_rows.cancel(session, DEFAULT_PROJECT, claim.job_id)
+        before = messages(db, claim.job_id)
+        assert self.record(db, claim.job_id, 1, 1)
+        assert messages(db, claim.job_id) == before
+
+    def test_a_checkpoint_is_told_once(self, db: Database, make_running: MakeRunning, manifest: Manifest) -> None:
+        claim = make_running()
+        with db.transaction() as session:
+            for key, step in (("a", 5), ("b", 10), ("c", 5)):
+                assert checkpoints.insert(session, claim.job_id, 1, step, key, manifest, False, {})
+        assert messages(db, claim.job_id)[1:] == ["Checkpoint created at step 5", "Checkpoint created at step 10"]
+
+    def test_an_event_with_an_id_is_added_once(self, db: Database, make_running: MakeRunning) -> None:
+        """Also when the first try is still at its commit: then the second one waits for it."""
+        claim, event_id = make_running(), new_id(EVENT)
+        seqs: list[int | None] = []
+
+        def add() -> None:
+            with db.transaction() as session:
+                seqs.append(events.append(session, claim.job_id, 1, "info", "once", event_id=event_id))
+
+        with db.transaction() as session:
+            seqs.append(events.append(session, claim.job_id, 1, "info", "once", event_id=event_id))
+            second = threading.Thread(target=add)
+            second.start()
+        second.join(30)
+        add()
+        assert seqs == [2, 2, 2]
+        assert messages(db, claim.job_id)[1:] == ["once"]
+
+
+class TestAgain:
+    def test_a_retry_is_asked_the_same_and_begins_at_the_last_good_checkpoint(
+        self, db: Database, make_running: MakeRunning, get_job: Get, manifest: Manifest
+    ) -> None:
+        claim = make_running(priority=1, gpus=2, gpu_type="cpu", tags={"a": "b"}, seed=7, webhook_url="https://x.org")
+        with db.transaction() as session:
+            for step in (5, 10, 15, 20):
+                checkpoints.insert(session, claim.job_id, 1, step, f"k{step}", manifest, step == 20, {})
+            session.execute(sa.update(Checkpoint).where(Checkpoint.step == 15).values(damaged=True))
+            jobs.finish(session, claim.job_id, 1, "failed", error=JobError("nan", "NaN"))
+        source = get_job(claim.job_id)
+        with db.transaction() as session:
+            resume = job_rows.resume_point(session, source)
+            assert resume is not None
+            assert resume.step == 10
+            new = job_rows.again(source, id=new_id(JOB), tuned_model="ft:x", max_attempts=5, resume=resume)
+            job_rows.insert(session, new)
+            job_rows.queue(session, new.id)
+        with db.transaction() as session:
+            again = jobs.claim(session, new.id, "w", 60)
+        assert again is not None
+        assert (again.resume_checkpoint_id, again.last_step, again.epoch, again.attempts_left) == (resume.id, 10, 1, 5)
+        assert not again.trained
+        job = get_job(new.id)
+        for name in ("recipe", "seed", "tags", "priority", "gpus", "gpu_type", "webhook_url", "training_file"):
+            assert getattr(job, name) == getattr(source, name)
+        assert (job.source_job_id, job.error_code, job.idempotency_key) == (source.id, None, None)
+        with db.transaction() as session:  # the new job fails before its first checkpoint, and is retried itself
+            jobs.finish(session, new.id, 1, "failed", error=JobError("nan", "NaN"))
+            onward = job_rows.resume_point(session, job)
+            assert onward is not None
+            assert onward.id == resume.id
+
+    def test_without_a_checkpoint_it_begins_at_the_base_model(self, db: Database, make_job: Make, get_job: Get) -> None:
+        source = get_job(make_job(state="failed"))
+        with db.transaction() as session:
+            assert job_rows.resume_point(session, source) is None
+        new = job_rows.again(source, id="ftjob-1", tuned_model="ft:x", max_attempts=5, resume=None)
+        assert (new.resume_checkpoint_id, new.last_step) == (None, 0)
