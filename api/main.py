@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from api.middleware import RequestMiddleware
 from api.poll import PollMiddleware, Polls
 from api.routes import checkpoints, files, health, jobs, models, progress, queue, webhooks
 from jobs.context import Context
+from jobs.services.sweep import sweep_scratch
 from jobs.settings import Settings
 
 _DESCRIPTION = """\
@@ -54,7 +56,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.context = Context.open(app.state.settings)
+    settings = app.state.settings
+    app.state.context = Context.open(settings)
+    sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)  # no worker need share this machine
     app.state.polls = Polls(app.state.context.db)
     yield
     app.state.polls.close()

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.deps import Ctx
 from jobs.context import Context
 from jobs.repositories.schema import is_current
+from jobs.storage import StorageError
 
 router = APIRouter(tags=["Health"])
 _log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ def _database(ctx: Context) -> str:
 def _reachable(part: object) -> str:
     try:
         part.check()  # type: ignore[attr-defined]
-    except OSError as error:
+    except (OSError, StorageError) as error:
         _log.warning("readiness.failed", part=type(part).__name__, error=str(error))
         return "failed"
     return "ok"
