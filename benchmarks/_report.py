@@ -40,20 +40,34 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def report(title: str, rows: Sequence[Row], json_path: Path | None, console: Console | None = None) -> None:
-    """Print `rows` as a table with the machine and versions under it, and write them to `json_path` if given."""
+def report(
+    title: str,
+    rows: Sequence[Row],
+    json_path: Path | None,
+    console: Console | None = None,
+    *,
+    conditions: Mapping[str, Value] | None = None,
+) -> None:
+    """Print `rows` as a table with the machine and versions under it, and write them to `json_path` if given.
+
+    Args:
+        conditions: what else decided the measurement, by name.
+    """
     facts = machine()
     versions = library_versions()
     console = console or Console(width=None if sys.stdout.isatty() else 200)
     console.print(_table(title, rows))
     console.print(" · ".join(_describe(facts)), highlight=False)
     console.print(" · ".join(f"{name} {version}" for name, version in versions.items()), highlight=False)
+    if conditions:
+        console.print(" · ".join(f"{name} {value}" for name, value in conditions.items()), highlight=False)
     if json_path is not None:
         content = {
             "title": title,
             "rows": [dict(row) for row in rows],
             "machine": facts,
             "versions": versions,
+            **({"conditions": dict(conditions)} if conditions else {}),
             "command": shlex.join(sys.argv),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -1,6 +1,6 @@
 """The yardstick of status polls: a FastAPI route that does nothing, served as `api.server` serves the API.
 
-    python -m benchmarks.job_plane.bare PORT
+python -m benchmarks.job_plane.bare PORT
 """
 
 from __future__ import annotations

