@@ -7,11 +7,14 @@ happens to one process at a time; the checks of what became of the jobs are in `
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
 import signal
+import sqlite3
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +83,7 @@ class Cluster:
         self.reconciler: Process | None = None
         self._started = 0
         self._file_id: str | None = None
+        self._seeds = itertools.count(100)
         for name in ("tmp", "plans", "release"):
             (self.folder / name).mkdir(exist_ok=True)
 
@@ -143,6 +147,10 @@ class Cluster:
         owner = self.job(job_id).lease_owner or ""
         return next(worker for worker in self.workers if f"-{worker.pid}-" in owner)
 
+    def another_than(self, worker: Process) -> Process:
+        """Some other worker."""
+        return next(other for other in self.workers if other is not worker)
+
     def children_of(self, process: Process) -> list[int]:
         """Ids of the processes it started itself and that live."""
         children = Path(f"/proc/{process.pid}/task").glob("*/children")
@@ -167,6 +175,8 @@ class Cluster:
     def close(self) -> None:
         """End whatever is left."""
         kill_marked(self.mark)
+        for process in self.services():
+            process.kill()
         self.db.dispose()
 
     def sweep(self) -> None:
@@ -188,8 +198,10 @@ class Cluster:
         assert response.status_code == 200, response.text
         return str(response.json()["id"])
 
-    def body(self, *, steps: int = 12, every: int | None = 3, seed: int = 5, **changes: Any) -> dict[str, Any]:
-        """A create request."""
+    def body(
+        self, *, steps: int = 12, every: int | None = 3, seed: int | None = None, **changes: Any
+    ) -> dict[str, Any]:
+        """A create request; each has a seed of its own unless one is given."""
         grader = {"type": "string_check", "name": "same", "operation": "eq"}
         grader |= {"input": "{{ sample.output_text }}", "reference": "{{ item.answer }}"}
         shape = {
@@ -208,7 +220,7 @@ class Cluster:
         body = {
             "model": "tiny",
             "training_file": self._file_id,
-            "seed": seed,
+            "seed": next(self._seeds) if seed is None else seed,
             "method": {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": shape}},
             "rl": rl,
         }
@@ -217,13 +229,22 @@ class Cluster:
     def submit(self, *, plan: dict[str, Any] | None = None, key: str | None = None, **options: Any) -> str:
         """Create a job over HTTP; `plan` is what its stand-in trainers do."""
         body = self.body(**options)
-        if plan is not None:
-            self.plan("default", **plan)
+        self._plan(body["seed"], plan or {})
         headers = {"Idempotency-Key": key} if key else {}
         with self.http() as http:
             response = http.post("/v1/fine_tuning/jobs", json=body, headers=headers)
         assert response.status_code == 200, response.text
         return self.adopt(response.json()["id"], body)
+
+    def submit_held(
+        self, *, at: int = 6, every: int | None = 3, plan: dict[str, Any] | None = None, **more: Any
+    ) -> str:
+        """A job whose trainers wait before step `at` until `release`; it is there, and its checkpoints are durable."""
+        job_id = self.submit(plan=(plan or {}) | {"hold_at": at}, every=every, **more)
+        self.wait_line(job_id, "STEP", n=at - 1)
+        if every is not None and at > every:
+            self.wait_checkpoint(job_id, (at - 1) // every * every)
+        return job_id
 
     def adopt(self, job_id: str, body: dict[str, Any]) -> str:
         """Remember what a job was asked to do."""
@@ -232,8 +253,11 @@ class Cluster:
         return job_id
 
     def plan(self, job_id: str, **values: Any) -> None:
-        """What the stand-in trainers of a job do from now on; `default` = of all jobs without a plan of their own."""
-        path = self.folder / "plans" / f"{job_id}.json"
+        """What the stand-in trainers of a job do that start from now on."""
+        self._plan(self.steps[job_id][0], values)
+
+    def _plan(self, seed: int, values: dict[str, Any]) -> None:
+        path = self.folder / "plans" / f"{seed}.json"
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(values))
         unfinished.replace(path)
@@ -303,11 +327,42 @@ class Cluster:
         """Until it is in a terminal state."""
         return self.wait_state(job_id, *TERMINAL, timeout=timeout)
 
+    def wait_dead(self, pid: int) -> None:
+        """Until a process is gone."""
+        wait_for(lambda: not journal.lives(pid), f"process {pid} is dead")
+
     # Faults
 
     def trainer_pid(self, job_id: str) -> int:
         """The trainer that started last."""
         return next(line.pid for line in reversed(self.journal(job_id)) if line.kind == "START")
+
+    def freeze(self, worker: Process, *, in_transaction: bool = False) -> None:
+        """SIGSTOP a worker, outside any transaction of its own or within one.
+
+        Within one it keeps its locks. PostgreSQL takes them away after a while; SQLite's are the kernel's, so that
+        nobody could write until the worker is back.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            worker.signal(signal.SIGSTOP)
+            if self._in_transaction() == in_transaction:
+                return
+            worker.signal(signal.SIGCONT)
+            assert time.monotonic() < deadline, "the worker was never in that state"
+            time.sleep(0.05 if in_transaction else 0.5)
+
+    def _in_transaction(self) -> bool:
+        """Whether anybody holds a transaction open for longer than one takes."""
+        if self.postgres is not None:
+            return bool(self.postgres.idle_transactions(self.database_name))
+        with contextlib.closing(sqlite3.connect(self.folder / "bgpo.db", timeout=0.3, isolation_level=None)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            other.execute("ROLLBACK")
+        return False
 
     def kill_trainer(self, job_id: str) -> None:
         """SIGKILL the trainer itself."""

@@ -81,14 +81,6 @@ class Process:
         """Send a signal to the process itself; none to one that has ended."""
         self._popen.send_signal(number)
 
-    def freeze(self) -> None:
-        """SIGSTOP."""
-        self.signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """SIGCONT."""
-        self.signal(signal.SIGCONT)
-
     def kill(self) -> None:
         """SIGKILL it, and nothing else: what it started is to notice by itself."""
         self._popen.kill()

@@ -108,6 +108,14 @@ class PostgresServer:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(sql.encode())
 
+    def idle_transactions(self, database: str) -> int:
+        """Connections to a database that stay idle within a transaction."""
+        sql = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in transaction%%'"
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            seen = set(connection.execute(sql, [database]).fetchall())
+            time.sleep(0.1)
+            return len(seen & set(connection.execute(sql, [database]).fetchall()))
+
     def new_database(self, template: str | None = None) -> str:
         """Name of a new database."""
         self._made += 1
@@ -141,5 +149,4 @@ class PostgresServer:
     def remove(self) -> None:
         """End it and delete its data."""
         self.kill()
-        time.sleep(0)
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -5,7 +5,7 @@ milliseconds and with the standard library alone. A step's value depends on all 
 every line of the journal is written before the record it belongs to. It also leaves a process in a session of its own
 behind, as graders do, which must not outlive it.
 
-Faults are asked for in FOLDER/plans/<job>.json (else FOLDER/plans/default.json), see `Plan`.
+Faults are asked for in FOLDER/plans/<seed>.json, see `Plan`.
 """
 
 from __future__ import annotations
@@ -56,13 +56,10 @@ class Plan:
     """Ignore commands and SIGTERM."""
 
     @classmethod
-    def read(cls, folder: Path, job_id: str) -> Plan:
-        """The job's own plan or the default one."""
-        for name in (job_id, "default"):
-            path = folder / "plans" / f"{name}.json"
-            if path.exists():
-                return cls(**json.loads(path.read_text()))
-        return cls()
+    def read(cls, folder: Path, seed: int) -> Plan:
+        """The plan of the job with this seed: the one thing of its own a trainer knows and a test may choose."""
+        path = folder / "plans" / f"{seed}.json"
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
 
 
 class Control:
@@ -103,7 +100,7 @@ class Run:
     def __init__(self, folder: Path, spec: dict[str, Any], record_fd: int) -> None:
         self.folder, self.spec, self.fd = folder, spec, record_fd
         self.job, self.epoch = journal.job_and_epoch(spec["output_dir"])
-        self.plan = Plan.read(folder, self.job)
+        self.plan = Plan.read(folder, spec["seed"])
         self.total: int = spec["method"]["max_steps"]
         self.every: int | None = spec["checkpointing"]["every_steps"]
         self.seq = 0
