@@ -10,7 +10,7 @@ missing is a damaged checkpoint, or a disk that is not mounted, and not ours to 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from jobs.db import Database
 from jobs.ids import FILE, JOB, is_id
 from jobs.repositories import checkpoints, files
 from jobs.settings import Settings
+from jobs.storage.base import Stored
 from jobs.storage.local import UNFINISHED
 
 _BATCH = 500  # keys in one question to the database
@@ -38,9 +39,10 @@ def sweep(settings: Settings, database: Database, store: ArtifactStore) -> int:
     removed = sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)
     if not store.is_empty():
         before = store.now() - settings.orphan_age_s
-        removed += _sweep_unfinished(database, store, before)
-        removed += _sweep_files(database, store, before)
-        removed += _sweep_checkpoints(database, store, before)
+        uploads, published = list(store.walk("files")), list(store.walk("checkpoints"))
+        removed += _sweep_unfinished(database, store, uploads + published, before)
+        removed += _sweep_files(database, store, uploads, before)
+        removed += _sweep_checkpoints(database, store, published, before)
     if removed:
         _log.info("orphans removed", count=removed)
     return removed
@@ -57,14 +59,9 @@ def sweep_scratch(folder: Path, before: float) -> int:
     return removed
 
 
-def _sweep_unfinished(database: Database, store: ArtifactStore, before: float) -> int:
+def _sweep_unfinished(database: Database, store: ArtifactStore, listed: Iterable[Stored], before: float) -> int:
     """Local stores only: files that were being written when their process died."""
-    old = [
-        found.key
-        for prefix in ("files", "checkpoints")
-        for found in store.walk(prefix)
-        if UNFINISHED.search(found.key) and found.modified < before
-    ]
+    old = [found.key for found in listed if UNFINISHED.search(found.key) and found.modified < before]
     attempts = {key: attempt for key in old if (attempt := _attempt(key)) is not None}
     with database.read() as session:
         writing = checkpoints.being_written(session, attempts.values())
@@ -74,11 +71,11 @@ def _sweep_unfinished(database: Database, store: ArtifactStore, before: float) -
     return len(gone)
 
 
-def _sweep_files(database: Database, store: ArtifactStore, before: float) -> int:
+def _sweep_files(database: Database, store: ArtifactStore, listed: Iterable[Stored], before: float) -> int:
     """Uploads whose row was never written, or is deleted."""
     old = (
         found.key
-        for found in store.walk("files")
+        for found in listed
         if found.modified < before and is_id(FILE, PurePosixPath(found.key).name) and found.key.count("/") == 1
     )
     removed = 0
@@ -94,10 +91,10 @@ def _known_files(database: Database, keys: list[str]) -> set[str]:
         return files.known_keys(session, keys)
 
 
-def _sweep_checkpoints(database: Database, store: ArtifactStore, before: float) -> int:
+def _sweep_checkpoints(database: Database, store: ArtifactStore, listed: Iterable[Stored], before: float) -> int:
     """Folders `checkpoints/JOB/EPOCH/NAME` without a row, of attempts that have ended."""
     newest: dict[str, float] = {}
-    for found in store.walk("checkpoints"):
+    for found in listed:
         parts = PurePosixPath(found.key).parts
         if len(parts) > _FOLDER_DEPTH and _attempt(found.key) is not None:
             folder = "/".join(parts[:_FOLDER_DEPTH])

@@ -20,7 +20,7 @@ def folder(service: Service) -> Path:
 
 def test_an_outage_is_said_and_over_when_it_is_over(service: Service, folder: Path, tmp_path: Path) -> None:
     content = service.rows()
-    file_id = service.upload(content).json()["id"]
+    file_id, spare = (service.upload(content).json()["id"] for _ in range(2))
     (tmp_path / "step").mkdir()
     (tmp_path / "step" / "model.safetensors").write_bytes(b"weights")
     claim = service.claim(service.create()["id"])
@@ -39,6 +39,8 @@ def test_an_outage_is_said_and_over_when_it_is_over(service: Service, folder: Pa
         assert service.upload(content).status_code == 503
         assert http.get("/readyz").json()["checks"]["artifacts"] == "failed"
         assert http.get(f"/v1/fine_tuning/jobs/{claim.job_id}").status_code == 200, "the rest goes on"
+        assert http.delete(f"/v1/files/{spare}").status_code == 200, "its bytes are the sweeper's"
+        assert http.get(f"/v1/files/{spare}").status_code == 404
         folder.unlink()
         away.rename(folder)
         assert http.get(paths[0]).content == content
