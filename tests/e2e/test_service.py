@@ -148,6 +148,28 @@ def test_a_killed_trainer_changes_nothing_about_the_result(
     assert weights_sha256(client, job_id) == weights_sha256(client, undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("service", ["embedded"], indirect=True)
+def test_a_retried_job_comes_to_what_the_first_would_have(
+    client: openai.OpenAI, puzzles: tuple[Path, Path], job_body: JobBody
+) -> None:
+    source = create(client, puzzles, job_body, steps=12, every=4)
+    deadline = time.monotonic() + 90
+    while not client.fine_tuning.jobs.checkpoints.list(source).data:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert client.fine_tuning.jobs.cancel(source).status == "cancelled"
+    retried: Any = client.post(f"/fine_tuning/jobs/{source}/retry", cast_to=object)
+    cloned: Any = client.post(f"/fine_tuning/jobs/{source}/clone", cast_to=object)
+    reached = retried["rl"]["step"]
+    assert reached in (4, 8)
+    for job in (retried, cloned):
+        assert wait_until_over(client, job["id"], timeout=150).status == "succeeded"
+    steps = [point["step"] for point in metrics(client, retried["id"]) if point["split"] == "train"]
+    assert steps == list(range(reached + 1, 13))
+    assert weights_sha256(client, retried["id"]) == weights_sha256(client, cloned["id"])
+
+
 def pairs(path: Path, count: int) -> Path:
     """Right answers preferred to wrong ones."""
     with path.open("w") as file:
