@@ -6,11 +6,14 @@ worker exits.
 
 from __future__ import annotations
 
+import sys
+
 from jobs.log import configure_logging
 from jobs.resources import queue_names
 from jobs.settings import Settings
 from worker.app import create_app
 from worker.context import WorkerContext
+from worker.gpus import GpuError
 from worker.reconciler import Reconciler
 from worker.signals import drain_on_signals, ignore_signals
 from worker.standby import Standby
@@ -21,7 +24,10 @@ def main() -> None:
     """Run until told to stop."""
     settings = Settings()
     configure_logging(settings)
-    context = WorkerContext.create(settings)
+    try:
+        context = WorkerContext.create(settings)
+    except GpuError as error:
+        sys.exit(f"the worker cannot start: {error}")
     app = create_app(settings)
     register(app, context)
     drain_on_signals(app, context)

@@ -17,6 +17,7 @@ from jobs.db import Database
 from jobs.doorbell import Doorbell
 from jobs.resources import Slot
 from jobs.settings import Settings
+from worker.gpus import Accelerators, discover
 
 TRAINER = (sys.executable, "-m", "bgpo.run")
 
@@ -61,15 +62,23 @@ class WorkerContext:
         return self.slot.worker_id
 
     @classmethod
-    def create(cls, settings: Settings) -> WorkerContext:
-        """Connect to what the settings name."""
+    def create(cls, settings: Settings, accelerators: Accelerators | None = None) -> WorkerContext:
+        """Connect to what the settings name.
+
+        Args:
+            accelerators: the worker's; None = what `worker_gpus` means on this machine.
+
+        Raises:
+            GpuError: the settings name GPUs that are not there.
+        """
         host = socket.gethostname()
+        gpu_type, devices = accelerators or discover(settings.worker_gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         return cls(
             settings=settings,
             database=Database(settings.database_url),
             store=ArtifactStore(settings.artifacts_url),
             doorbell=Doorbell(settings.redis_url.get_secret_value()),
-            slot=Slot(f"{host}-{os.getpid()}-{uuid7().hex[-8:]}", host),
+            slot=Slot(f"{host}-{os.getpid()}-{uuid7().hex[-8:]}", host, gpu_type, devices),
             trainer=settings.trainer_command or TRAINER,
         )
 

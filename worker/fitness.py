@@ -1,4 +1,4 @@
-"""Whether this worker may take a job: room on its disk, base models to start from.
+"""Whether this worker may take a job: base models to start from, room on its disk, GPUs that nobody else uses.
 
 An unfit worker takes nothing, says why in the registry and once in its log, and looks again each round.
 """
@@ -6,7 +6,7 @@ An unfit worker takes nothing, says why in the registry and once in its log, and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import structlog
 
@@ -14,6 +14,7 @@ from jobs.services.models import Catalog
 from jobs.settings import Settings
 from worker import disk
 from worker.context import WorkerContext
+from worker.gpus import GpuBusy, GpuLocks
 
 _log = structlog.get_logger(__name__)
 
@@ -28,14 +29,18 @@ def problem(settings: Settings) -> str | None:
 @contextmanager
 def fit(context: WorkerContext) -> Iterator[Sequence[int] | None]:
     """Within the block the accelerators are ours: descriptors of their locks, or None when the worker is unfit."""
-    found = problem(context.settings)
-    _tell(context, found)
-    yield None if found else ()
-
-
-def look(context: WorkerContext) -> None:
-    """Bring what the registry shows up to date while the worker runs no job."""
-    _tell(context, problem(context.settings))
+    with ExitStack() as held:
+        found = problem(context.settings)
+        locks: Sequence[int] = ()
+        if found is None:
+            try:
+                locks = held.enter_context(GpuLocks(context.settings.lock_dir, context.slot.devices).hold())
+            except GpuBusy as error:  # a process that should be dead, or a worker that has the same GPU
+                found = str(error)
+            except OSError as error:
+                found = f"the locks of its GPUs cannot be taken: {error.strerror}"
+        _tell(context, found)
+        yield None if found else locks
 
 
 def _tell(context: WorkerContext, found: str | None) -> None:

@@ -23,6 +23,7 @@ from jobs.services.webhooks import deliver_due
 from jobs.settings import Settings
 from worker import workdir
 from worker.context import WorkerContext
+from worker.gpus import CPU, Accelerators
 from worker.outages import DATABASE_OUTAGE
 from worker.ringing import ring
 
@@ -153,7 +154,7 @@ def main() -> None:
     """`python -m worker.reconciler`: rounds until SIGTERM or SIGINT."""
     settings = Settings()
     configure_logging(settings)
-    reconciler = Reconciler(WorkerContext.create(settings), is_worker=False)
+    reconciler = Reconciler(WorkerContext.create(settings, Accelerators(CPU, ())), is_worker=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: reconciler.stop())
     reconciler.start()

@@ -21,6 +21,7 @@ from jobs.repositories.claims import Claim
 from jobs.resources import Bell
 from jobs.states import State
 from worker.context import WorkerContext
+from worker.gpus import CPU, visible
 from worker.lease import Lease
 from worker.outages import DATABASE_OUTAGE
 from worker.outcome import DRAINED, Outcome, judge, of_exception
@@ -110,10 +111,11 @@ class Supervisor:
 
     def _train(self, resumed_step: int | None) -> Outcome:
         settings, claim = self._context.settings, self._claim
+        devices = self._context.slot.devices[: claim.gpus]
         trainer = TrainerProcess(
             [*self._context.trainer, str(self._workdir.spec)],
             cwd=self._workdir.path,
-            env=clean_environment(os.environ, settings.trainer_threads),
+            env=self._environment(devices),
             log_path=self._workdir.log,
             fence_s=settings.self_fence_s,
             lock_fds=self._lock_fds,
@@ -121,7 +123,6 @@ class Supervisor:
         )
         try:
             self._log.info("trainer started", pid=trainer.pid, resumed_step=resumed_step)
-            devices = self._context.slot.devices[: claim.gpus]
             self._recorder.put(Started(trainer.pid, devices, resumed_step))
             self._recorder.start()
             self._uploader.start()
@@ -149,6 +150,13 @@ class Supervisor:
             trainer.close()
             self._uploader.abandon()
             self._recorder.abandon()
+
+    def _environment(self, devices: Sequence[str]) -> dict[str, str]:
+        settings = self._context.settings
+        env = clean_environment(os.environ, settings.trainer_threads)
+        if settings.worker_gpus == "auto" and self._context.slot.gpu_type == CPU:
+            return env  # GPUs that could not be found, for want of nvidia-ml-py, are not to be hidden either
+        return env | {"CUDA_VISIBLE_DEVICES": visible(devices, len(devices))}
 
     def _settle(self, outcome: Outcome) -> bool:
         """Write the outcome, trying until the database answers; False when the job was not ours any more.

@@ -1,6 +1,6 @@
 """A trainer without a model: speaks the real record protocol and obeys commands, and misbehaves on request.
 
-    stand_in.py MODE SPEC.json --record-fd N
+    stand_in.py MODE SPEC.json --record-fd N | --record-path FIFO
 
 Each step takes a moment, counts one up, and every second step makes a checkpoint. The count goes on from `resume_from`.
 
@@ -147,11 +147,14 @@ class Run:
 
 
 def main() -> None:
-    mode, spec_path, flag, fd = sys.argv[1:]
-    assert flag == "--record-fd"
+    mode, spec_path, flag, target = sys.argv[1:]
+    assert flag in ("--record-fd", "--record-path")
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes the first one does everything
+    fd = int(target) if flag == "--record-fd" else os.open(target, os.O_WRONLY)
     if mode == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    run = Run(mode, parse_run_spec(Path(spec_path)), RecordWriter(int(fd)))
+    run = Run(mode, parse_run_spec(Path(spec_path)), RecordWriter(fd))
     threading.Thread(target=run.commands, daemon=True).start()
     run.exit(run.run())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from jobs.db import Database
 from jobs.repositories import jobs
 from tests.worker.helpers import GetJob, InBackground, MakeJob, RecipeOf, WithTrainer, messages, wait_for
+from worker.answering import run_next
 from worker.context import WorkerContext
 from worker.process import session_members
 
@@ -51,6 +52,14 @@ def test_without_the_database_the_trainer_is_dead_before_the_lease_ends(
         assert any("out of touch with the database" in text for text in messages(db, job_id))
     else:  # until somebody reaps it
         assert (job.state, job.epoch) == ("running", 1)
+
+
+def test_a_trainer_outlives_its_fence_for_as_long_as_the_lease_is_renewed(
+    make_job: MakeJob, get_job: GetJob, recipe_of: RecipeOf, with_trainer: WithTrainer
+) -> None:
+    job_id = make_job(recipe=recipe_of(160))  # eight seconds
+    run_next(with_trainer(self_fence_s=4, lease_s=8))
+    assert (get_job(job_id).state, get_job(job_id).epoch) == ("succeeded", 1)
 
 
 def claim_for_another(db: Database, job_id: str) -> bool:

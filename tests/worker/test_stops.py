@@ -166,6 +166,25 @@ def test_a_trainer_that_hangs_is_killed_and_its_job_goes_on(
     assert [row.resumed_step for row in attempts_of(db, job_id)] == [None, step]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_trainer_that_waits_for_the_database_is_not_silent(
+    db: Database,
+    make_job: MakeJob,
+    get_job: GetJob,
+    recipe_of: RecipeOf,
+    with_trainer: WithTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.recorder._MAX_QUEUED", 3)
+    job_id = make_job(recipe=recipe_of(60))
+    attempt = InBackground(with_trainer(stall_s=1, self_fence_s=40, lease_s=60))
+    wait_for(lambda: get_job(job_id).last_step > 0, "a step")
+    with db.transaction():  # nobody else can write
+        time.sleep(4)  # four times its limit
+    attempt.wait()
+    assert (get_job(job_id).state, get_job(job_id).epoch) == ("succeeded", 1)
+
+
 def test_uploads_after_the_trainers_end_are_no_silence(
     make_job: MakeJob, get_job: GetJob, with_trainer: WithTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,28 @@ def test_a_launcher_does_not_hide_why_its_trainer_ended(
     assert [row.exit_code for row in attempts_of(db, job_id)] == [6]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("mode", "state", "code", "status"), [("normal", "succeeded", None, 0), ("6", "failed", "bad_model", 6)]
+)
+def test_a_job_on_several_accelerators_runs_under_a_launcher(
+    db: Database,
+    make_job: MakeJob,
+    get_job: GetJob,
+    with_trainer: WithTrainer,
+    mode: str,
+    state: str,
+    code: str | None,
+    status: int,
+) -> None:
+    job_id = make_job(gpus=2)
+    worker = with_trainer(mode)
+    run_next(replace(worker, slot=replace(worker.slot, devices=("cpu", "cpu"))))
+    (attempt,) = attempts_of(db, job_id)
+    assert (get_job(job_id).state, get_job(job_id).error_code) == (state, code), get_job(job_id).error_log
+    assert (attempt.exit_code, attempt.devices) == (status, ["cpu", "cpu"])
+
+
 def test_users_are_not_shown_the_workers_folders(
     db: Database, make_job: MakeJob, get_job: GetJob, set_job: SetJob, with_trainer: WithTrainer, tmp_path: Path
 ) -> None:
