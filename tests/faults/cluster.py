@@ -24,8 +24,11 @@ import httpx2
 import sqlalchemy as sa
 
 from cli.ports import free_port
+from jobs.artifacts import ArtifactStore
 from jobs.db import Database
-from jobs.tables import DEFAULT_PROJECT, Attempt, Checkpoint, Job
+from jobs.services.sweep import sweep
+from jobs.settings import Settings
+from jobs.tables import DEFAULT_PROJECT, Attempt, Checkpoint, Job, Worker
 from tests.faults import journal
 from tests.faults.processes import PATIENCE_S, Process, kill_marked, marked, wait_empty, wait_for
 from tests.faults.proxy import TcpProxy
@@ -47,6 +50,8 @@ SETTINGS: dict[str, object] = {
     "worker_gpus": "cpu",
     "log_format": "json",
 }
+DEAD_FOR_SURE_S = LEASE_S + REAP_AFTER_S
+"""After so long without a renewal another worker may have the job."""
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 
@@ -73,7 +78,8 @@ class Cluster:
     """Seed and steps of each job."""
 
     def __post_init__(self) -> None:
-        self.mark, self.home, self.locks = (self.folder / name for name in ("tmp", "home", "locks"))
+        self.mark, self.locks = self.folder / "tmp", self.folder / "locks"
+        self.home = Path(str(self.settings.setdefault("home", self.folder / "home")))
         self.store = Path(str(self.settings.get("artifacts_url", self.home / "artifacts")).removeprefix("file://"))
         self.random = random.Random(self.seed)
         self.db = Database(self.true_database_url)
@@ -92,7 +98,6 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """Of every process of the service."""
         values = SETTINGS | {
-            "home": self.home,
             "database_url": self.database_url(),
             "redis_url": self.redis.url(self.redis_proxy.port if self.redis_proxy else None),
             "model_root": self.model_root,
@@ -181,6 +186,18 @@ class Cluster:
 
     def sweep(self) -> None:
         """Take what only the sweeper takes, without waiting for its day."""
+        settings = Settings(
+            home=self.home,
+            database_url=self.true_database_url,
+            artifacts_url=str(self.settings.get("artifacts_url", "")),
+            orphan_age_s=0.001,
+        )
+        sweep(settings, self.db, ArtifactStore(settings.artifacts_url))
+
+    def trainers(self) -> list[str]:
+        """Command lines of all living processes but the services."""
+        services = {process.pid for process in self.services()}
+        return [command for pid, command in marked(self.mark).items() if pid not in services]
 
     # Jobs
 
@@ -323,6 +340,24 @@ class Cluster:
         wait_for(lambda: self.job(job_id).state in states, f"{job_id} is {' or '.join(states)}", timeout, every=0.05)
         return self.job(job_id)
 
+    def wait_registered(self, count: int) -> None:
+        """Until so many workers have reported themselves."""
+
+        def registered() -> bool:
+            with self.db.read() as session:
+                return len(list(session.scalars(sa.select(Worker)))) >= count
+
+        wait_for(registered, f"{count} workers are in the registry")
+
+    def doorbells(self) -> int:
+        """Messages that wait in the broker."""
+        with self.redis.client() as client:
+            return sum(int(str(client.llen(key))) for key in client.scan_iter("bgpo.*", _type="list"))
+
+    def wait_phase(self, job_id: str, phase: str) -> None:
+        """Until its trainer has reported to be in this phase."""
+        wait_for(lambda: self.job(job_id).phase == phase, f"{job_id} is in phase {phase}")
+
     def wait_over(self, job_id: str, timeout: float = PATIENCE_S) -> Job:
         """Until it is in a terminal state."""
         return self.wait_state(job_id, *TERMINAL, timeout=timeout)
@@ -363,6 +398,11 @@ class Cluster:
                 return True
             other.execute("ROLLBACK")
         return False
+
+    def trainer_pids(self) -> list[int]:
+        """The stand-in trainers that live."""
+        pids = [line.pid for job_id in list(self.steps) for line in self.journal(job_id) if line.kind == "START"]
+        return [pid for pid in pids if journal.lives(pid)]
 
     def kill_trainer(self, job_id: str) -> None:
         """SIGKILL the trainer itself."""

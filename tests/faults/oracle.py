@@ -14,10 +14,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from jobs.tables import Checkpoint, Event, Job, Metric
+from jobs.tables import Checkpoint, Event, File, Job, Metric
 from tests.faults import journal
 from tests.faults.cluster import TERMINAL, Cluster
-from tests.faults.processes import marked, wait_empty
+from tests.faults.processes import wait_empty, wait_for
+from tests.faults.receiver import Receiver
 
 _TERMINAL_WORDS = {
     "succeeded": "The job has successfully completed",
@@ -154,7 +155,9 @@ def _check_checkpoints(
     """Each row's files are complete; a model that succeeded is that of an undisturbed run."""
     rows = cluster.checkpoints(job.id)
     for row in rows:
-        if row.step not in damaged:
+        if row.damaged:
+            assert row.step in damaged, f"{row.key} is marked as damaged"
+        else:
             _check_files(cluster.store, row)
             assert known is None or row_weights(cluster, row) == journal.weights_of(known[row.step], _size(row))
     final = [row for row in rows if row.final]
@@ -178,13 +181,15 @@ def _check_files(store: Path, row: Checkpoint) -> None:
         assert hashlib.sha256(data).hexdigest() == file["sha256"], f"{row.key}/{file['path']} is damaged"
 
 
+def check_webhook(receiver: Receiver, job_id: str, state: str) -> None:
+    """One webhook was sent about a job, and it tells of its end."""
+    told = wait_for(lambda: receiver.of_job(job_id), f"the webhook of {job_id}")
+    assert [type for _, type in told] == [f"fine_tuning.job.{state}"], told
+
+
 def check_clean(cluster: Cluster) -> None:
     """Once no job runs: no process, no lock, no work folder, nothing half-written."""
-    services = {process.pid for process in cluster.services()}
-    wait_empty(
-        lambda: [item for item in marked(cluster.mark).items() if item[0] not in services],
-        "processes left beside the services",
-    )
+    wait_empty(cluster.trainers, "processes left beside the services")
     work = cluster.home / "work"
     wait_empty(lambda: list(work.iterdir()) if work.exists() else [], "work folders left")
     for lock in cluster.locks.glob("*"):
@@ -192,9 +197,12 @@ def check_clean(cluster: Cluster) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     cluster.sweep()
     with cluster.db.read() as session:
-        keys = {row.key for row in session.scalars(sa.select(Checkpoint))}
-    root = cluster.store / "checkpoints"
-    found = {path.relative_to(cluster.store).as_posix() for path in root.glob("*/*/step-*")}
-    assert found == keys, f"folders without a row, or rows without a folder: {found ^ keys}"
+        keys = {row.key for table in (Checkpoint, File) for row in session.scalars(sa.select(table))}
+    found = {
+        path.relative_to(cluster.store).as_posix()
+        for pattern in ("checkpoints/*/*/*", "files/*")
+        for path in cluster.store.glob(pattern)
+    }
+    assert found == keys, f"stored without a row, or rows without what they name: {found ^ keys}"
     unfinished = list(cluster.store.rglob("*.tmp*"))
     assert not unfinished, f"half-written: {unfinished}"

@@ -52,6 +52,8 @@ class Plan:
     """... in the first so many attempts; None = in all."""
     stall_at: int | None = None
     """Hang before this step, deaf to everything, in the first attempt."""
+    truncate_manifest_at: int | None = None
+    """Report the checkpoint of this step with half a manifest."""
     deaf: bool = False
     """Ignore commands and SIGTERM."""
 
@@ -147,6 +149,7 @@ class Run:
             while True:
                 time.sleep(60)
         if upcoming == self.plan.hold_at:
+            self.emit("phase", phase="training", step=upcoming)
             while not (self.folder / "release" / self.job).exists():
                 if control.stop.is_set():
                     return False
@@ -199,7 +202,10 @@ class Run:
             kind = "weights" if name == "model.safetensors" else "config"
             files.append({"path": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "kind": kind})
             time.sleep(self.plan.save_s / len(contents))
-        (unfinished / "manifest.json").write_text(json.dumps({"step": self.step, "files": files}))
+        manifest = json.dumps({"step": self.step, "files": files})
+        if self.step == self.plan.truncate_manifest_at:
+            manifest = manifest[: len(manifest) // 2]
+        (unfinished / "manifest.json").write_text(manifest)
         unfinished.rename(final)
         done = self.step == self.total
         self.emit("checkpoint", step=self.step, path=str(final), final=done, metrics={}, best=False, seconds=0.0)
