@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from bgpo.allocator import keep_freed_memory
@@ -115,8 +116,9 @@ def _train(spec: RunSpec, writer: RecordWriter, supervised: bool) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:  # the process boundary: whatever it is, the supervisor must hear of it
-        traceback.print_exc()
         reporter.error(BgpoError.code, f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
         return ExitCode.UNEXPECTED
     finally:
         reporter.close()
@@ -128,7 +130,8 @@ def _part_from(cluster: Cluster) -> None:
         cluster.wait()
         cluster.leave()
     except PeerLost as error:  # after the last record: what this process had to do is done
-        sys.stderr.write(f"{error}\n")
+        with suppress(OSError):
+            sys.stderr.write(f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -228,7 +228,10 @@ def _name_holder(lock: int, pid: int) -> None:
 
 
 def _say(message: str) -> None:
-    os.write(2, f"warden: {message}\n".encode())
+    try:
+        os.write(2, f"warden: {message}\n".encode())
+    except OSError:  # the log's disk is full: no reason to stop here
+        return
 
 
 def _end_as(status: int) -> None:

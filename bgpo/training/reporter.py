@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,12 @@ class Reporter:
     def error(self, code: str, message: str, param: str | None = None) -> None:
         """Why the run fails."""
         fields = {"code": code, "phase": self.phase, "step": self.step, "param": param}
-        if self._writer is None:
-            sys.stderr.write(f"{self.phase}, step {self.step}: {message}\n")
         if self._errors is not None:
             self._errors.emit_short("error", message, **fields)
         self._emit("error", message=message, **fields)
+        if self._writer is None:
+            with suppress(OSError):  # a full disk, perhaps the very error
+                sys.stderr.write(f"{self.phase}, step {self.step}: {message}\n")
 
     def attach(self, sinks: Sequence[Sink]) -> None:
         """From now on metrics also go to these."""

@@ -252,7 +252,7 @@ class TestTraining:
 
     def test_the_first_cause_is_told_by_the_process_that_has_it(self, start: Callable[..., Group]) -> None:
         group = start(distributed="fsdp2").trained(1)
-        resource.prlimit(group.rank(1).pid, resource.RLIMIT_FSIZE, (10_000, 10_000))  # its disk alone is full
+        resource.prlimit(group.rank(1).pid, resource.RLIMIT_FSIZE, (10, 10))  # its disk alone is full
         group.trainer.send("checkpoint")
         assert group.finish() == 1
         codes = {record.code: record for record in group.of(ErrorRecord)}
