@@ -16,11 +16,17 @@ _log = structlog.get_logger(__name__)
 
 def ring(context: WorkerContext, bells: Sequence[Bell]) -> None:
     """Ring for jobs. Outside any transaction: the broker may take its time."""
-    rung = [bell for bell in bells if context.doorbell.ring(bell)]
-    if not rung:
+    if not bells:
         return
+    _note(context, bells, rung=True)
+    silent = [bell for bell in bells if not context.doorbell.ring(bell)]
+    if silent:
+        _note(context, silent, rung=False)
+
+
+def _note(context: WorkerContext, bells: Sequence[Bell], *, rung: bool) -> None:
     try:
         with context.database.transaction() as session:
-            jobs.mark_rung(session, rung)
-    except DATABASE_OUTAGE as error:  # they will be rung for once more, which costs nothing
-        _log.warning("rung, but not noted", error=str(error))
+            jobs.mark_rung(session, bells, rung=rung)
+    except DATABASE_OUTAGE as error:  # they will be rung for once more, which costs nothing, or half a minute later
+        _log.warning("ring not noted", error=str(error))

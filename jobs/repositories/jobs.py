@@ -176,10 +176,13 @@ def to_ring(session: Session, older_than_s: float = 30, *, limit: int = 100) -> 
     return [Bell(*row) for row in session.execute(statement.order_by(*order).limit(limit))]
 
 
-def mark_rung(session: Session, bells: Iterable[Bell]) -> None:
-    """Remember that the doorbell of these jobs was rung now."""
-    rung = [bell.job_id for bell in bells]
-    statement = sa.update(Job).where(Job.id.in_(rung), Job.state == State.QUEUED).values(rung_at=now())
+def mark_rung(session: Session, bells: Iterable[Bell], *, rung: bool = True) -> None:
+    """Remember that the doorbell of these jobs is rung now, or that it could not be rung.
+
+    To be committed before it is rung: while the row is locked, a worker that hears the bell passes the job over.
+    """
+    where = (Job.id.in_([bell.job_id for bell in bells]), Job.state == State.QUEUED)
+    statement = sa.update(Job).where(*where).values(rung_at=now() if rung else None)
     session.execute(statement.execution_options(synchronize_session=False))
 
 

@@ -10,7 +10,7 @@ from jobs.context import Context
 from jobs.errors import InvalidRequest, NotFound
 from jobs.repositories import attempts, checkpoints, events, job_rows, metrics, samples
 from jobs.services.paging import Page, cut
-from jobs.services.ringing import ring
+from jobs.services.ringing import note, ring
 from jobs.services.submit import require_room
 from jobs.states import State
 from jobs.tables import Attempt, Checkpoint, Event, Job, Metric, Sample
@@ -50,7 +50,10 @@ def resume(ctx: Context, project_id: str, job_id: str) -> Job:
         job = job_rows.get(session, project_id, job_id)
         if job is not None and job.state == State.PAUSED:
             require_room(ctx, session, project_id)
-        return job_rows.resume(session, project_id, job_id)
+        job = job_rows.resume(session, project_id, job_id)
+        if job is not None and job.state == State.QUEUED:
+            note(session, job)
+        return job
 
     job = _change(ctx, project_id, job_id, change)
     if job.state == State.QUEUED:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from jobs.context import Context
 from jobs.errors import Conflict, InsufficientQuota, InvalidRequest
 from jobs.repositories import job_rows
-from jobs.services.ringing import ring
+from jobs.services.ringing import note, ring
 from jobs.tables import Job
 
 MAX_KEY = 255
@@ -65,6 +65,7 @@ def submit(ctx: Context, wanted: Submission, enter: Callable[[Session], Job]) ->
         with ctx.db.transaction() as session:
             require_room(ctx, session, wanted.project_id)
             job = enter(session)
+            note(session, job)
     except IntegrityError:  # the twin of this request was quicker
         twin = repeated(ctx, wanted)
         if twin is None:
