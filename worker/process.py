@@ -53,16 +53,6 @@ def clean_environment(source: Mapping[str, str], threads: int | None) -> dict[st
     return env
 
 
-def session_members(session_id: int) -> list[int]:
-    """Ids of the living (not zombie) processes of a session."""
-    members = []
-    for pid, _parent, _group, lives in warden.processes():
-        with contextlib.suppress(ProcessLookupError):  # ended while we looked
-            if lives and os.getsid(pid) == session_id:
-                members.append(pid)
-    return members
-
-
 def launched(command: Sequence[str], processes: int, folder: Path) -> list[str]:
     """`command` run by several processes of this machine; `folder` takes the launcher's own files.
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import threading
 import time
 from typing import Any
 
 import pytest
 
+from bgpo.errors import DiskFullError, GraderError, OutOfMemory, PeerLost, SpecError
 from bgpo.records import (
     CheckpointRecord,
+    EndRecord,
     ErrorRecord,
     ExitCode,
     LogRecord,
@@ -19,6 +22,8 @@ from bgpo.records import (
     PhaseRecord,
     RecordWriter,
     SampleRecord,
+    exit_code,
+    exit_code_of,
     parse_record,
 )
 
@@ -53,6 +58,7 @@ RECORDS: list[tuple[type, dict[str, Any]]] = [
     ),
     (LogRecord, {"type": "log", "level": "warn", "message": "line 1\nline 2"}),
     (ErrorRecord, {"type": "error", "code": "oom", "phase": "training", "step": 4, "message": "m", "param": None}),
+    (EndRecord, {"type": "end", "status": 7}),
 ]
 
 
@@ -95,6 +101,58 @@ def test_records_larger_than_a_pipe_arrive_whole() -> None:
     record = parse_record(line)
     assert isinstance(record, SampleRecord)
     assert record.completion == long["completion"]
+
+
+def test_nothing_follows_the_end() -> None:
+    reader, writer = os.pipe()
+    records = RecordWriter(writer)
+    records.end(ExitCode.CANCELLED)
+    records.end(ExitCode.FINISHED)
+    records.emit("log", level="info", message="too late")
+    os.close(writer)
+    with open(reader, "rb") as lines:
+        (end,) = map(parse_record, lines)
+    assert isinstance(end, EndRecord)
+    assert end.status == ExitCode.CANCELLED
+
+
+def test_the_end_waits_for_no_writer_that_hangs() -> None:
+    reader, writer = os.pipe()
+    records = RecordWriter(writer)
+    hanging = threading.Thread(target=lambda: records.emit("log", level="info", message="x" * 1_000_000))
+    hanging.start()
+    assert len(os.read(reader, 1)) == 1  # it is in the middle of its line
+    records.end(ExitCode.CANCELLED)
+    while hanging.is_alive():
+        os.read(reader, 100_000)
+    os.close(writer)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("message", ["short", "ü" * 20_000, "\udcff" + '"' * 5_000, ""])
+def test_a_short_record_survives_in_the_middle_of_a_long_one(message: str) -> None:
+    """Two processes, one pipe: the other's error cuts a line of the main one in two and is whole itself."""
+    reader, writer = os.pipe()
+    fields = {"code": "oom", "phase": "training", "step": 4, "param": None}
+    os.write(writer, b'{"type": "sample", "comple')
+    RecordWriter(writer).emit_short("error", message, **fields)
+    os.write(writer, b'tion": "x"}\n')
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        torn, line, rest = stream.read().splitlines(keepends=True)
+    assert (torn, rest) == (b'{"type": "sample", "comple\n', b'tion": "x"}\n')
+    assert len(line) < select.PIPE_BUF
+    record = parse_record(line)
+    assert isinstance(record, ErrorRecord)
+    assert message.replace("\udcff", "?").startswith(record.message)
+    assert len(record.message) == len(message) or len(record.message.encode()) > 1500
+    assert record.model_dump(include=set(fields)) == fields
+
+
+def test_a_code_stands_for_the_status_its_error_ends_with() -> None:
+    codes = {kind.code: exit_code(kind("m")) for kind in (SpecError, GraderError, OutOfMemory, DiskFullError, PeerLost)}
+    assert list(codes.values()) == [2, 5, 7, 9, 70]
+    assert {code: exit_code_of(code) for code in codes} == codes
 
 
 def test_nan_is_never_written() -> None:

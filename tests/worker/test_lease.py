@@ -10,7 +10,6 @@ from jobs.repositories import jobs
 from tests.worker.helpers import GetJob, InBackground, MakeJob, RecipeOf, WithTrainer, messages, wait_for
 from worker.answering import run_next
 from worker.context import WorkerContext
-from worker.process import session_members
 
 
 def test_a_worker_that_lost_its_lease_kills_its_trainer_and_writes_nothing(
@@ -80,7 +79,7 @@ def trainers_of(work: Path) -> list[int]:
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and Path(entry, "cwd").readlink().is_relative_to(work):
-                found += session_members(int(entry.name))
+                found.append(int(entry.name))
         except OSError:  # ended while we looked
             continue
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -152,6 +153,15 @@ def test_the_fence_counts_from_when_the_lease_was_surely_good(start: Start) -> N
     assert warden.now() - begin > 2
     assert good.trainer.poll() is None
     assert good.grown().trainer.members() == [good.processes[0].pid]
+
+
+def test_a_log_that_cannot_be_written_changes_nothing(start: Start) -> None:
+    tree = start("hydra", fence_s=2)
+    for process in tree.grown().wardens():
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))  # as on a full disk
+    assert tree.status() == -signal.SIGKILL
+    assert tree.gone()
+    assert tree.trainer.log_tail() == ""
 
 
 def test_the_end_of_the_control_pipe_is_the_end(start: Start) -> None:
