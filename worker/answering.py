@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import structlog
 
 from jobs.repositories import jobs
@@ -11,6 +9,7 @@ from worker.context import WorkerContext
 from worker.fitness import fit
 from worker.outages import DATABASE_OUTAGE
 from worker.supervisor import Supervisor
+from worker.warden import now
 
 _log = structlog.get_logger(__name__)
 
@@ -32,7 +31,7 @@ def run_next(context: WorkerContext) -> bool:
     with fit(context) as lock_fds:
         if lock_fds is None:
             return False
-        claimed_at = time.monotonic()
+        claimed_at = now()
         settings = context.settings
         try:
             with context.database.transaction() as session:

@@ -1,14 +1,13 @@
 """The worker's hold on one job: renewed in a thread of its own, and measured without the database.
 
 The supervising thread must notice a lost lease even while the database does not answer, so it never calls the database
-itself: it reads `age` (monotonic clock, counted from *before* the last renewal that succeeded) and kills the trainer
-when that passes `self_fence_s`, which is before anybody else may claim the job.
+itself: it reads `age`, counted from *before* the last renewal that succeeded on a clock that goes on while the machine
+sleeps, and kills the trainer when that passes `self_fence_s`, which is before anybody else may claim the job.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 
 import structlog
 
@@ -16,6 +15,7 @@ from jobs.db import Database
 from jobs.repositories import jobs
 from jobs.settings import Settings
 from worker.outages import DATABASE_OUTAGE
+from worker.warden import now
 
 _LOOK_S = 1.0
 _JOIN_S = 5.0  # then it hangs in the database; a daemon thread with nothing to write may stay there
@@ -26,7 +26,7 @@ class Lease(threading.Thread):
     """Renews the lease each `beat_s` and looks each second at what the user wants of the job."""
 
     def __init__(self, database: Database, settings: Settings, job_id: str, epoch: int, claimed_at: float) -> None:
-        """`claimed_at`: the monotonic time just before the claim."""
+        """`claimed_at`: the time (`worker.warden.now`) just before the claim."""
         super().__init__(name=f"lease-{job_id}", daemon=True)
         self.desired = "run"
         self.lost = False
@@ -39,7 +39,7 @@ class Lease(threading.Thread):
     @property
     def age(self) -> float:
         """Seconds since the lease was surely ours."""
-        return time.monotonic() - self._renewed_at
+        return now() - self._renewed_at
 
     @property
     def expired(self) -> bool:
@@ -59,7 +59,7 @@ class Lease(threading.Thread):
                 _log.warning("lease not renewed", job_id=self._job_id, age_s=round(self.age, 1), error=str(error))
 
     def _look(self) -> None:
-        begin = time.monotonic()
+        begin = now()
         if self.age < self._settings.beat_s:
             with self._database.read() as session:
                 desired = jobs.desired(session, self._job_id, self._epoch)

@@ -15,13 +15,17 @@ _log = structlog.get_logger(__name__)
 
 
 def ring(context: WorkerContext, bells: Sequence[Bell]) -> None:
-    """Ring for jobs. Outside any transaction: the broker may take its time."""
+    """Ring for jobs. Outside any transaction: the broker may take its time.
+
+    A broker that does not answer for one is not asked for the others: each time out would delay the caller's round.
+    """
     if not bells:
         return
     _note(context, bells, rung=True)
-    silent = [bell for bell in bells if not context.doorbell.ring(bell)]
-    if silent:
-        _note(context, silent, rung=False)
+    for number, bell in enumerate(bells):
+        if not context.doorbell.ring(bell):
+            _note(context, bells[number:], rung=False)
+            return
 
 
 def _note(context: WorkerContext, bells: Sequence[Bell], *, rung: bool) -> None:

@@ -31,6 +31,7 @@ from worker.process import TrainerProcess, clean_environment
 from worker.recorder import Recorder, Started
 from worker.ringing import ring
 from worker.uploader import Uploader
+from worker.warden import now
 from worker.watch import TURN_S, Watch
 from worker.workdir import WorkDir
 
@@ -47,7 +48,7 @@ class Supervisor:
         """Supervise the attempt of `claim`.
 
         Args:
-            claimed_at: monotonic time just before the claim.
+            claimed_at: time (`worker.warden.now`) just before the claim.
             lock_fds: held locks of the accelerators, which the trainer inherits.
         """
         self._context, self._claim, self._lock_fds = context, claim, lock_fds
@@ -101,7 +102,7 @@ class Supervisor:
             return Outcome(State.CANCELLED if self._lease.desired == "cancel" else State.PAUSED)
         if self._context.draining.is_set():
             return Outcome(None, DRAINED)
-        if self._deadline is not None and time.monotonic() > self._deadline:
+        if self._deadline is not None and now() > self._deadline:
             return Outcome(State.FAILED, JobError("deadline", "the job's time was over before its trainer started"))
         return None
 

@@ -41,6 +41,7 @@ from worker.paths import hide
 from worker.process import StopLadder, TrainerProcess
 from worker.recorder import Recorder
 from worker.uploader import Uploader
+from worker.warden import now
 from worker.workdir import WorkDir
 
 TURN_S = 0.2
@@ -69,7 +70,7 @@ class Watch:
 
         Args:
             first_step: the step it goes on from.
-            deadline: monotonic time after which it has to stop.
+            deadline: time (`worker.warden.now`) after which it has to stop.
             places: what stands for which folder in its messages (`worker.paths`).
         """
         self._context, self._trainer, self._workdir = context, trainer, workdir
@@ -130,7 +131,7 @@ class Watch:
         """The command the trainer should have had by now."""
         if self._lease.desired == "cancel":
             return "cancel"
-        if self._deadline is not None and time.monotonic() > self._deadline and self._ended_for is None:
+        if self._deadline is not None and now() > self._deadline and self._ended_for is None:
             message = "the job ran for as long as rl.resources.max_runtime_s allows"
             self._ended_for = JobError("deadline", message)
         return "pause" if self._lease.desired == "pause" or self._context.draining.is_set() or self._ended_for else None

@@ -17,6 +17,18 @@ from worker.context import WorkerContext
 from worker.reconciler import Reconciler, beat, reconcile, tidy
 
 
+def test_a_broker_that_does_not_answer_is_asked_once_a_round(
+    context: WorkerContext, make_job: MakeJob, get_job: GetJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time out of a frozen one would keep the worker from reporting itself alive."""
+    jobs_made = [make_job() for _ in range(3)]
+    asked: list[str] = []
+    monkeypatch.setattr(context.doorbell, "ring", lambda bell: asked.append(bell.job_id))
+    reconciler.ring_again(context)
+    assert len(asked) == 1
+    assert [get_job(job_id).rung_at for job_id in jobs_made] == [None, None, None]
+
+
 def claim(db: Database, job_id: str, lease_s: float = 60) -> int:
     with db.transaction() as session:
         claimed = jobs.claim(session, job_id, "a worker", lease_s)
