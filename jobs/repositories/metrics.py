@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.repositories import events, jobs
-from jobs.repositories.dialect import insert
+from jobs.repositories.dialect import is_postgresql
 from jobs.states import State
 from jobs.tables import Metric
 
@@ -28,16 +30,21 @@ def upsert(session: Session, job_id: str, epoch: int, step: int, split: str, val
     ]
     if state == State.CANCELLING or not rows:
         return True
-    statement = insert(session, Metric).values([{**row, "created_at": now()} for row in rows])
-    new = statement.excluded
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=["job_id", "step", "split", "name"],
-            set_={"value": new.value, "epoch": new.epoch, "created_at": new.created_at},
-            where=Metric.epoch <= new.epoch,
-        )
-    )
+    session.connection().execute(_upsert(is_postgresql(session)), rows)
     return True
+
+
+@cache
+def _upsert(on_postgresql: bool) -> sa.Executable:
+    """Built once, and given its rows as parameters: with the rows in it, it would be compiled anew for each step."""
+    insert = postgresql.insert(Metric) if on_postgresql else sqlite.insert(Metric)
+    statement = insert.values(created_at=now())
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=["job_id", "step", "split", "name"],
+        set_={"value": new.value, "epoch": new.epoch, "created_at": new.created_at},
+        where=Metric.epoch <= new.epoch,
+    )
 
 
 def record_step(
