@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from jobs.db import Database, now
 from jobs.repositories import workers
+from jobs.resources import Slot
 from jobs.tables import Worker
 
 
@@ -23,7 +24,7 @@ def check(database_url: str) -> subprocess.CompletedProcess[str]:
 
 def beat(database: Database, host: str, *, seconds_ago: float = 0) -> None:
     with database.transaction() as session:
-        workers.beat(session, "worker-1", host=host, pid=1, device="cpu", version="0")
+        workers.beat(session, Slot("worker-1", host), pid=1, device="cpu", version="0")
         session.execute(sa.update(Worker).values(last_seen=now() - seconds_ago))
 
 
