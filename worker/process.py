@@ -80,13 +80,15 @@ class TrainerProcess:
         env: Mapping[str, str],
         log_path: Path,
         fence_s: float,
+        age: float = 0.0,
         lock_fds: Sequence[int] = (),
         processes: int = 1,
     ) -> None:
         """Start `command` with `--record-fd N` appended, or, by several processes, with `--record-path FIFO`.
 
         Args:
-            fence_s: everything is killed when the lease was not good for so many seconds, see `keep_alive`.
+            fence_s: everything is killed when the lease was not good for so many seconds.
+            age: seconds since the lease was surely good, as for `keep_alive`.
             lock_fds: descriptors of lock files, held for as long as the trainer or a warden lives.
             processes: above 1 the command runs under `accelerate launch`.
         """
@@ -108,7 +110,7 @@ class TrainerProcess:
                 env = _GROUP | env | {"HF_HOME": str(cwd / _LAUNCH)}  # no accelerate configuration of the user's
             passed_on.callback(os.close, writer)
             on_failure.callback(os.close, reader)
-            begin = [str(number) for number in (fence_s, warden.now(), os.getpid(), signs)]
+            begin = [str(number) for number in (fence_s, warden.now() - age, os.getpid(), signs)]
             guard = [sys.executable, "-I", "-S", _WARDEN, *begin, ",".join(map(str, lock_fds))]
             with log_path.open("ab") as log:
                 self._popen = subprocess.Popen(

@@ -119,6 +119,7 @@ class Supervisor:
             env=self._environment(devices),
             log_path=self._workdir.log,
             fence_s=settings.self_fence_s,
+            age=self._lease.age,
             lock_fds=self._lock_fds,
             processes=claim.gpus,
         )

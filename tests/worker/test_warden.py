@@ -42,7 +42,7 @@ print("end", trainer.kill_tree(), flush=True)
 class Tree:
     """A trainer of this process, with the processes it said it started."""
 
-    def __init__(self, folder: Path, fence_s: float, *arguments: str) -> None:
+    def __init__(self, folder: Path, fence_s: float, age: float, *arguments: str) -> None:
         self.mark = uuid4().hex
         self.trainer = TrainerProcess(
             [sys.executable, str(TREE), *arguments],
@@ -50,6 +50,7 @@ class Tree:
             env={MARK: self.mark},
             log_path=folder / "trainer.log",
             fence_s=fence_s,
+            age=age,
         )
         self.processes: list[psutil.Process] = []
 
@@ -80,8 +81,8 @@ class Tree:
 def start(tmp_path: Path) -> Iterator[Start]:
     trees: list[Tree] = []
 
-    def start(*arguments: str, fence_s: float = FOREVER) -> Tree:
-        trees.append(Tree(tmp_path, fence_s, *arguments))
+    def start(*arguments: str, fence_s: float = FOREVER, age: float = 0.0) -> Tree:
+        trees.append(Tree(tmp_path, fence_s, age, *arguments))
         return trees[-1]
 
     yield start
@@ -153,6 +154,12 @@ def test_the_fence_counts_from_when_the_lease_was_surely_good(start: Start) -> N
     assert warden.now() - begin > 2
     assert good.trainer.poll() is None
     assert good.grown().trainer.members() == [good.processes[0].pid]
+
+
+def test_a_lease_that_is_too_old_at_the_start_ends_it_at_once(start: Start) -> None:
+    tree = start("hydra", fence_s=FOREVER, age=FOREVER + 1)
+    assert tree.status() == -signal.SIGKILL
+    assert tree.gone()
 
 
 def test_a_log_that_cannot_be_written_changes_nothing(start: Start) -> None:
