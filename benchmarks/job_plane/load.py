@@ -11,6 +11,7 @@ import os
 import selectors
 import socket
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,11 +82,13 @@ def get(path: str, *headers: str) -> bytes:
 
 
 def drive(port: int, request: bytes, *, connections: int, seconds: float) -> Load:
-    """Keep `connections` requests under way for `seconds`."""
+    """Keep `connections` requests under way for `seconds`, or until one was answered."""
     load = Load()
-    with selectors.DefaultSelector() as selector:
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
         opened = [_Connection(port, request) for _ in range(connections)]
         for connection in opened:
+            stack.enter_context(connection.socket)
             selector.register(connection.socket, selectors.EVENT_READ, connection)
         cpu, begin = time.process_time(), time.perf_counter()
         for connection in opened:
@@ -97,6 +100,4 @@ def drive(port: int, request: bytes, *, connections: int, seconds: float) -> Loa
                     load.latencies_s.append(took)
                     key.data.send()
         load.seconds, load.client_cpu_s = now - begin, time.process_time() - cpu
-        for connection in opened:
-            connection.socket.close()
     return load
