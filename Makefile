@@ -3,6 +3,7 @@
 # PYTHON      the interpreter that makes .venv (3.11 or newer)
 # TORCH_ARGS  arguments of the `pip install` of PyTorch: by default pip takes the build its index offers (on Linux one
 #             with CUDA, several GB); name an index of CPU wheels here to save them: TORCH_ARGS='--index-url URL'
+# TEST_PROCESSES  test files that `make test` runs side by side; 0 = one after the other, to debug
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -11,6 +12,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 DEMO_ARGS ?=
 
 BIN := .venv/bin
@@ -43,10 +45,10 @@ imports: .venv/.dev ## the import table of docs/architecture.md
 	@$(BIN)/lint-imports --no-logo
 
 test-fast: .venv/.dev ## the tests without the slow ones
-	@$(BIN)/pytest -m 'not slow and not gpu' $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not gpu and not faults' $(PYTEST_ARGS)
 
 test-slow: .venv/.dev ## whole-system tests: minutes each
-	@$(BIN)/pytest -m 'slow and not gpu' $(PYTEST_ARGS)
+	@$(BIN)/pytest -m 'slow and not gpu and not faults' $(PYTEST_ARGS)
 
 test-gpu: .venv/.dev ## tests that need a CUDA device
 	@$(BIN)/pytest -m gpu $(PYTEST_ARGS)
