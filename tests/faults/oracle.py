@@ -198,11 +198,9 @@ def check_clean(cluster: Cluster) -> None:
     cluster.sweep()
     with cluster.db.read() as session:
         keys = {row.key for table in (Checkpoint, File) for row in session.scalars(sa.select(table))}
-    found = {
-        path.relative_to(cluster.store).as_posix()
-        for pattern in ("checkpoints/*/*/*", "files/*")
-        for path in cluster.store.glob(pattern)
-    }
+    files = [path.relative_to(cluster.store) for path in cluster.store.rglob("*") if path.is_file()]
+    depth = {"checkpoints": 4, "files": 2}
+    found = {"/".join(path.parts[: depth[path.parts[0]]]) for path in files if path.parts[0] in depth}
     assert found == keys, f"stored without a row, or rows without what they name: {found ^ keys}"
     unfinished = list(cluster.store.rglob("*.tmp*"))
     assert not unfinished, f"half-written: {unfinished}"

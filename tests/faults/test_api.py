@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import socket
 import time
@@ -75,15 +76,14 @@ def test_half_a_request_leaves_nothing(cluster: MakeCluster, killed: bool) -> No
             half("fine_tuning/jobs", "application/json", body),
             half("files", "multipart/form-data; boundary=x", upload),
         ]
-        streams = [socket.create_connection(("127.0.0.1", c.port)) for _ in sent]
-        for stream, request in zip(streams, sent, strict=True):
-            stream.sendall(request)
-        wait_for(lambda: list((c.home / "tmp").glob("upload-*")), "the upload has begun")
-        assert c.api is not None
-        if killed:
-            c.api.kill()
-        for stream in streams:
-            stream.close()
+        with contextlib.ExitStack() as open_streams:
+            for request in sent:
+                stream = open_streams.enter_context(socket.create_connection(("127.0.0.1", c.port)))
+                stream.sendall(request)
+            wait_for(lambda: list((c.home / "tmp").glob("upload-*")), "the upload has begun")
+            if killed:
+                assert c.api is not None
+                c.api.kill()
         if killed:
             c.start_api()
             c.sweep()  # a process that was killed cannot tidy up after itself
@@ -95,5 +95,5 @@ def test_half_a_request_leaves_nothing(cluster: MakeCluster, killed: bool) -> No
 
 def half(path: str, kind: str, body: bytes) -> bytes:
     """A request that announces twice the body it brings."""
-    head = f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer any\r\nContent-Type: {kind}\r\n"
+    head = f"POST /v1/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer any\r\nContent-Type: {kind}\r\n"
     return f"{head}Content-Length: {2 * len(body)}\r\n\r\n".encode() + body

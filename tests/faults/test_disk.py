@@ -55,11 +55,12 @@ def wait_paused_for_the_disk(c: Cluster, job: str, said: str) -> None:
 def test_the_artifact_store_runs_full(cluster: MakeCluster, small_disk: Path, database: str) -> None:
     store = small_disk / "artifacts"
     with cluster(database, artifacts_url=f"file://{store}") as c:
-        job = c.submit_held(steps=60, plan={"weights_bytes": WEIGHTS})
+        job = c.submit_held(steps=40, plan={"weights_bytes": WEIGHTS, "step_s": 0.2})
         ballast = fill(small_disk)
         c.release(job)
         wait_paused_for_the_disk(c, job, "step")
         assert [row.step for row in c.checkpoints(job)] == [3]
+        c.plan(job, weights_bytes=WEIGHTS, step_s=0.02)
         ballast.unlink()
         assert c.ask(job, "resume").status_code == 200
         c.wait_over(job)
