@@ -19,6 +19,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import cast
@@ -74,6 +76,7 @@ class Polls:
         self._reading = False
         self._batches: SimpleQueue[list[_Poll]] = SimpleQueue()
         self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._under_way: dict[tuple[str, Version], asyncio.Event] = {}
         self._thread = threading.Thread(target=self._read, name="polls", daemon=True)
         self._thread.start()
 
@@ -86,13 +89,27 @@ class Polls:
             self._read_next()
         return await poll.version
 
-    def answer(self, job_id: str, version: Version) -> Answer | None:
-        """The kept answer if it is of this version."""
+    async def answer(self, job_id: str, version: Version) -> Answer | None:
+        """The kept answer if it is of this version. Waits for one that the application is about to give."""
+        if (under_way := self._under_way.get((job_id, version))) is not None:
+            await under_way.wait()
         answer = self._answers.get(job_id)
         if answer is None or answer.version != version:
             return None
         self._answers.move_to_end(job_id)
         return answer
+
+    @contextmanager
+    def making(self, job_id: str, version: Version) -> Iterator[None]:
+        """While the block runs, others wait for its answer: else all who poll a job that changed would ask at once."""
+        key, done = (job_id, version), asyncio.Event()
+        self._under_way.setdefault(key, done)
+        try:
+            yield
+        finally:
+            done.set()
+            if self._under_way.get(key) is done:
+                del self._under_way[key]
 
     def keep(self, job_id: str, answer: Answer) -> None:
         """Keep an answer that was made after its version was read."""
@@ -146,10 +163,11 @@ class PollMiddleware:
         version = await kept.version(job_id)
         if version is None or polls.project_of(version) != project or not _depends_on_its_row(version):
             await self._app(scope, receive, send)
-        elif (answer := kept.answer(job_id, version)) is not None:
+        elif (answer := await kept.answer(job_id, version)) is not None:
             await answer.send(send)
         else:
-            await _Recorder(kept, job_id, version, send).run(self._app, scope, receive)
+            with kept.making(job_id, version):
+                await _Recorder(kept, job_id, version, send).run(self._app, scope, receive)
 
 
 class _Recorder:

@@ -52,6 +52,8 @@ def _expression(value: Any, column: sa.ColumnElement[Any]) -> sa.ColumnElement[A
 
 
 def analyze(database: Database) -> None:
-    """Gather the planner's statistics, which PostgreSQL does by itself within a minute of such a change."""
+    """Gather the planner's statistics, as PostgreSQL does by itself within a minute of such a change; SQLite never."""
+    if database.engine.dialect.name != "postgresql":
+        return
     with database.transaction() as session:
         session.execute(sa.text("ANALYZE"))

@@ -36,10 +36,12 @@ class Versions:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: Any = None
+        self._cursor: Any = None
         kind = database.engine.dialect.name
         names = ", ".join(f'"{name}"' for name in _COLUMNS)
         self._statement = f"SELECT {names} FROM jobs WHERE id {_WHICH[kind]}"  # noqa: S608 - of constants only
         self._parameter = json.dumps if kind == "sqlite" else list
+        self._options = {} if kind == "sqlite" else {"binary": True}  # numbers need no parsing
 
     def read(self, job_ids: Collection[str]) -> dict[str, Version]:
         """The versions of those of the jobs that exist, whatever their project; none when the database fails.
@@ -49,7 +51,8 @@ class Versions:
         try:
             if self._connection is None:
                 self._connection = self._database.driver_connection()
-            rows = self._connection.execute(self._statement, (self._parameter([*job_ids]),)).fetchall()
+                self._cursor = self._connection.cursor(**self._options)
+            rows = self._cursor.execute(self._statement, (self._parameter([*job_ids]),)).fetchall()
         except (self._database.driver_error, sa.exc.SQLAlchemyError):  # the latter while connecting
             self.close()
             return {}

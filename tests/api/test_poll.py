@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
+from api.poll import Answer, Polls
+from jobs.db import Database
 from jobs.ids import JOB, new_id
 from jobs.repositories.polls import FROZEN
 from jobs.tables import Job
@@ -146,6 +149,27 @@ def test_many_at_once_get_each_their_own_job(running: tuple[Service, str]) -> No
     for thread in threads:
         thread.join(60)
     assert wrong == []
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_one_answer_is_made_for_all_who_wait(db: Database, kept: bool) -> None:
+    version, job_id = ("a row",), new_id(JOB)
+
+    async def ask() -> list[bytes | None]:
+        polls = Polls(db)
+        with polls.making(job_id, version):
+            waiting = [asyncio.create_task(polls.answer(job_id, version)) for _ in range(3)]
+            await asyncio.sleep(0)
+            assert not any(task.done() for task in waiting)
+            assert await polls.answer(job_id, ("another row",)) is None
+            if kept:
+                polls.keep(job_id, Answer(version, (), b"shown"))
+        answers = await asyncio.gather(*waiting)
+        polls.close()
+        return [answer and answer.body for answer in answers]
+
+    assert asyncio.run(ask()) == [b"shown" if kept else None] * 3
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
