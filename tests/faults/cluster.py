@@ -194,10 +194,10 @@ class Cluster:
         )
         sweep(settings, self.db, ArtifactStore(settings.artifacts_url))
 
-    def trainers(self) -> list[str]:
-        """Command lines of all living processes but the services."""
+    def strangers(self) -> dict[int, str]:
+        """Command lines of all living processes of the scenario but its services."""
         services = {process.pid for process in self.services()}
-        return [command for pid, command in marked(self.mark).items() if pid not in services]
+        return {pid: command for pid, command in marked(self.mark).items() if pid not in services}
 
     # Jobs
 
@@ -219,16 +219,16 @@ class Cluster:
         self, *, steps: int = 12, every: int | None = 3, seed: int | None = None, **changes: Any
     ) -> dict[str, Any]:
         """A create request; each has a seed of its own unless one is given."""
-        grader = {"type": "string_check", "name": "same", "operation": "eq"}
-        grader |= {"input": "{{ sample.output_text }}", "reference": "{{ item.answer }}"}
+        grader = {"type": "string_check", "name": "letter", "operation": "ilike"}  # some random answers have it
+        grader |= {"input": "{{ sample.output_text }}", "reference": "e"}
         shape = {
             "max_steps": steps,
-            "batch_size": 2,
-            "group_size": 2,
+            "batch_size": 4,
+            "group_size": 4,
             "mc_samples": 2,
             "learning_rate": 1e-3,
-            "max_completion_length": 8,
-            "block_length": 8,
+            "max_completion_length": 16,
+            "block_length": 16,
             "diffusion_steps": 4,
         }
         if self._file_id is None:

@@ -189,7 +189,7 @@ def check_webhook(receiver: Receiver, job_id: str, state: str) -> None:
 
 def check_clean(cluster: Cluster) -> None:
     """Once no job runs: no process, no lock, no work folder, nothing half-written."""
-    wait_empty(cluster.trainers, "processes left beside the services")
+    wait_empty(cluster.strangers, "processes left beside the services")
     work = cluster.home / "work"
     wait_empty(lambda: list(work.iterdir()) if work.exists() else [], "work folders left")
     for lock in cluster.locks.glob("*"):

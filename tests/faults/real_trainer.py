@@ -1,5 +1,6 @@
 """The real trainer, `bgpo.run`, with a journal: `real_trainer.py FOLDER SPEC.json ...` takes its other arguments as it
-does. A STEP line carries the hash of what the step measured, times and memory aside."""
+does. A STEP line carries the hash of what the step measured, times and memory aside. Of the stand-in's plan it knows
+`hold_at`."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,12 @@ class Journaled(RecordWriter):
     folder: Path
     job: str
     epoch: int
+    hold_at: int | None = None
 
     def emit(self, type_: str, **fields: Any) -> None:
+        if type_ == "phase" and fields["phase"] == "rollout" and fields["step"] == self.hold_at:
+            while not (self.folder / "release" / self.job).exists():
+                time.sleep(0.01)
         if type_ == "metric" and fields["split"] == "train":
             value = measured(fields["values"])
             journal.append(self.folder, self.job, "STEP", self.epoch, n=fields["step"], value=value)
@@ -46,6 +52,8 @@ def main() -> int:
     spec = json.loads(Path(arguments[0]).read_text())
     Journaled.folder = Path(folder)
     Journaled.job, Journaled.epoch = journal.job_and_epoch(spec["output_dir"])
+    plan = Path(folder, "plans", f"{spec['seed']}.json")
+    Journaled.hold_at = json.loads(plan.read_text()).get("hold_at") if plan.exists() else None
     resumed = 0
     if spec["resume_from"]:
         resumed = json.loads(Path(spec["resume_from"], "trainer_state", "state.json").read_text())["step"]

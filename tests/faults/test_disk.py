@@ -48,7 +48,7 @@ def wait_paused_for_the_disk(c: Cluster, job: str, said: str) -> None:
     shown = c.shown(job)
     assert shown["status"] == "paused"
     assert shown["rl"]["pause_reason"]["code"] == "disk_full"
-    assert not c.trainers(), "its accelerators are free"
+    assert not c.strangers(), "its accelerators are free"
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])

@@ -51,4 +51,4 @@ def test_the_power_is_cut(cluster: MakeCluster, database: str) -> None:
         check_job(c, waiting, epochs=1)
         check_job(c, pausing, epochs=2)
         check_job(c, cancelling, "cancelled", epochs=1)
-        wait_for(lambda: not c.trainers(), "nothing but the services lives")
+        wait_for(lambda: not c.strangers(), "nothing but the services lives")

@@ -80,7 +80,7 @@ def test_pause_before_the_first_step(cluster: MakeCluster, database: str) -> Non
         c.wait_line(job, "START")
         assert c.ask(job, "pause").status_code == 200
         c.wait_state(job, "paused")
-        assert not c.trainers(), "its accelerators are free"
+        assert not c.strangers(), "its accelerators are free"
         c.plan(job)
         assert c.ask(job, "resume").status_code == 200
         c.wait_over(job)
