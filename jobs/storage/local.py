@@ -102,8 +102,8 @@ class LocalStorage:
             try:
                 self._make_folder(path.parent)
                 return path.open("xb")
-            except FileNotFoundError:
-                continue  # `remove` has just taken the empty folder away
+            except (FileNotFoundError, FileExistsError):
+                continue  # `remove` has just taken the empty folder away; mkdir says "exists" when that is mid-call
         return path.open("xb")
 
     def _make_folder(self, folder: Path) -> None:
