@@ -3,7 +3,7 @@
 # PYTHON      the interpreter that makes .venv (3.11 or newer)
 # TORCH_ARGS  arguments of the `pip install` of PyTorch: by default pip takes the build its index offers (on Linux one
 #             with CUDA, several GB); name an index of CPU wheels here to save them: TORCH_ARGS='--index-url URL'
-# TEST_PROCESSES  test files that `make test` runs side by side; 0 = one after the other, to debug
+# TEST_PROCESSES  tests that `make test` (by the file) and `make test-faults` run side by side; 0 = one after the other
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo setup dev test lint format types imports test-fast test-slow test-gpu docs constraints clean
+.PHONY: help demo setup dev test lint format types imports test-fast test-slow test-faults test-gpu docs constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test-fast: .venv/.dev ## the tests without the slow ones
 
 test-slow: .venv/.dev ## whole-system tests: minutes each
 	@$(BIN)/pytest -m 'slow and not gpu and not faults' $(PYTEST_ARGS)
+
+test-faults: .venv/.dev ## whole-system tests in which processes and servers die while jobs run
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m faults tests/faults $(PYTEST_ARGS)
 
 test-gpu: .venv/.dev ## tests that need a CUDA device
 	@$(BIN)/pytest -m gpu $(PYTEST_ARGS)

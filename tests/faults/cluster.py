@@ -1,7 +1,8 @@
-"""A whole service as real processes on this machine, with times short enough to lose a worker in seconds.
+"""A whole service as real processes on this machine, and the faults a test may ask for.
 
-The order of the guards is that of the defaults: beat < self-fence < lease < lease + reap_after. What a test asks for
-happens to one process at a time; the checks of what became of the jobs are in `oracle`.
+A scenario that loses a worker has a SHORT_LEASE, so that it takes seconds; the order of the guards is that of the
+defaults: beat < self-fence < lease < lease + reap_after. Any other keeps the default lease, which a busy machine cannot
+endanger. What became of the jobs is checked by `oracle`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from typing import Any
 import httpx2
 import sqlalchemy as sa
 
-from cli.ports import free_port
 from jobs.artifacts import ArtifactStore
 from jobs.db import Database
 from jobs.services.sweep import sweep
@@ -32,17 +32,19 @@ from jobs.tables import DEFAULT_PROJECT, Attempt, Checkpoint, Job, Worker
 from tests.faults import journal
 from tests.faults.processes import PATIENCE_S, Process, kill_marked, marked, wait_empty, wait_for
 from tests.faults.proxy import TcpProxy
-from tests.faults.servers import PostgresServer, RedisServer
+from tests.faults.servers import PostgresServer, RedisServer, unused_port
 
 HERE = Path(__file__).parent
 LEASE_S, FENCE_S, REAP_AFTER_S = 6.0, 3.5, 1.0
-SETTINGS: dict[str, object] = {
+SHORT_LEASE: dict[str, object] = {
     "lease_s": LEASE_S,
     "beat_s": 1.0,
     "self_fence_s": FENCE_S,
     "reap_after_s": REAP_AFTER_S,
+}
+SETTINGS: dict[str, object] = {
     "reconcile_s": 0.5,
-    "stop_grace_s": 5.0,
+    "stop_grace_s": 10.0,
     "min_free_bytes": 0,
     "max_queued_jobs": 1000,
     "trainer_threads": 1,
@@ -83,7 +85,7 @@ class Cluster:
         self.store = Path(str(self.settings.get("artifacts_url", self.home / "artifacts")).removeprefix("file://"))
         self.random = random.Random(self.seed)
         self.db = Database(self.true_database_url)
-        self.port = free_port()
+        self.port = unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.api: Process | None = None
         self.reconciler: Process | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from migrations import upgrade
-from tests.faults.cluster import HERE, Cluster
+from tests.faults.cluster import HERE, SHORT_LEASE, Cluster
 from tests.faults.oracle import check_clean
 from tests.faults.proxy import TcpProxy
 from tests.faults.servers import PostgresServer, RedisServer
@@ -65,6 +65,7 @@ def cluster(request: pytest.FixtureRequest, sqlite_template: Path, stand_in_mode
         database: str = "sqlite",
         *,
         workers: int = 1,
+        short_lease: bool = False,
         real: bool = False,
         redis_proxy: bool = False,
         database_proxy: bool = False,
@@ -105,7 +106,7 @@ def cluster(request: pytest.FixtureRequest, sqlite_template: Path, stand_in_mode
                     str(folder),
                 ),
                 model_root=request.getfixturevalue("model_root") if real else stand_in_models,
-                settings=settings,
+                settings=(SHORT_LEASE if short_lease else {}) | settings,
                 seed=SEED,
             )
             stack.callback(made.close)

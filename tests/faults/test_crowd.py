@@ -113,7 +113,7 @@ def receiver() -> Iterator[Receiver]:
 @BOTH
 def test_sixty_jobs_under_kills_and_freezes(cluster: MakeCluster, receiver: Receiver, database: str) -> None:
     settings = {"max_attempts": 100, "stall_s": 10} | receiver.settings()
-    with cluster(database, workers=4, **settings) as c:
+    with cluster(database, workers=4, short_lease=True, **settings) as c:
         rl = {"webhook_url": receiver.url}
         with Chaos(c) as chaos:
             jobs = [c.submit(steps=6, every=2, rl=rl) for _ in range(60)]

@@ -16,7 +16,7 @@ from tests.faults.processes import marked, wait_for
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_the_power_is_cut(cluster: MakeCluster, database: str) -> None:
     """One job is between two checkpoints, one saves, one waits, one is being cancelled and one being paused."""
-    with cluster(database, workers=4) as c:
+    with cluster(database, workers=4, short_lease=True) as c:
         running = c.submit_held()
         saving = c.submit(plan={"save_s": 600.0})
         c.wait_line(saving, "SAVE")
@@ -46,9 +46,9 @@ def test_the_power_is_cut(cluster: MakeCluster, database: str) -> None:
         assert c.ask(pausing, "resume").status_code == 200
         for job in (running, saving, waiting, pausing, cancelling):
             c.wait_over(job)
-        check_job(c, running, epochs=2)
-        check_job(c, saving, epochs=2)
-        check_job(c, waiting, epochs=1)
-        check_job(c, pausing, epochs=2)
-        check_job(c, cancelling, "cancelled", epochs=1)
+        check_job(c, running, at_least=2)
+        check_job(c, saving, at_least=2)
+        check_job(c, waiting)
+        check_job(c, pausing, at_least=2)
+        check_job(c, cancelling, "cancelled")
         wait_for(lambda: not c.strangers(), "nothing but the services lives")

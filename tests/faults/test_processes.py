@@ -37,16 +37,16 @@ def test_the_trainer_is_killed(cluster: MakeCluster, database: str) -> None:
 
 @BOTH
 def test_the_worker_is_killed(cluster: MakeCluster, database: str) -> None:
-    with cluster(database, workers=2) as c:
+    with cluster(database, workers=2, short_lease=True) as c:
         job = c.submit_held()
         c.worker_of(job).kill()
         c.release(job)  # a trainer that lived on would go on
         c.wait_over(job)
-        check_job(c, job, epochs=2)
+        check_job(c, job, at_least=2)
 
 
 def test_the_only_worker_is_killed_and_started_again(cluster: MakeCluster) -> None:
-    with cluster() as c:
+    with cluster(short_lease=True) as c:
         c.reconciler = c.start("worker.reconciler")
         job = c.submit_held()
         c.workers.pop().kill()
@@ -54,7 +54,7 @@ def test_the_only_worker_is_killed_and_started_again(cluster: MakeCluster) -> No
         c.release(job)
         c.start_worker()
         c.wait_over(job)
-        check_job(c, job, epochs=2)
+        check_job(c, job, at_least=2)
 
 
 def wardens(c: Cluster, job: str) -> list[psutil.Process]:

@@ -66,7 +66,7 @@ def test_redis_stops_answering(cluster: MakeCluster) -> None:
 
 def test_postgresql_is_restarted(cluster: MakeCluster) -> None:
     """Every connection breaks in the middle of what it did; the server is back before the lease is in danger."""
-    with cluster("postgresql", lease_s=60, self_fence_s=45, reap_after_s=10) as c:
+    with cluster("postgresql") as c:
         assert c.postgres is not None
         job = c.submit(steps=40, every=5)
         for step in (8, 16, 24):
@@ -79,7 +79,7 @@ def test_postgresql_is_restarted(cluster: MakeCluster) -> None:
 
 def test_postgresql_is_killed_for_longer_than_the_fence(cluster: MakeCluster) -> None:
     """The worker cannot know whether it still has the job, so its trainer must be dead before others could have it."""
-    with cluster("postgresql", workers=2) as c:
+    with cluster("postgresql", workers=2, short_lease=True) as c:
         assert c.postgres is not None
         job = c.submit_held()
         trainer = c.trainer_pid(job)
@@ -88,12 +88,12 @@ def test_postgresql_is_killed_for_longer_than_the_fence(cluster: MakeCluster) ->
         c.postgres.start()
         c.release(job)
         c.wait_over(job)
-        check_job(c, job, epochs=2)
+        check_job(c, job, at_least=2)
 
 
 def test_the_database_stops_answering_for_longer_than_the_fence(cluster: MakeCluster) -> None:
     """As the last one, but with connections that stand and nothing coming through them."""
-    with cluster("postgresql", workers=2, database_proxy=True) as c:
+    with cluster("postgresql", workers=2, short_lease=True, database_proxy=True) as c:
         assert c.database_proxy is not None
         job = c.submit_held()
         trainer = c.trainer_pid(job)
@@ -102,12 +102,12 @@ def test_the_database_stops_answering_for_longer_than_the_fence(cluster: MakeClu
         c.release(job)
         c.database_proxy.flow()
         c.wait_over(job)
-        check_job(c, job, epochs=2)
+        check_job(c, job, at_least=2)
 
 
 def test_sqlite_is_locked_for_longer_than_the_fence(cluster: MakeCluster) -> None:
     """By a backup, say."""
-    with cluster(workers=2) as c:
+    with cluster(workers=2, short_lease=True) as c:
         job = c.submit_held()
         trainer = c.trainer_pid(job)
         with contextlib.closing(sqlite3.connect(c.folder / "bgpo.db", timeout=60, isolation_level=None)) as other:
@@ -145,7 +145,9 @@ def cutting(c: Cluster) -> Iterator[None]:
 
 
 def test_connections_are_cut_at_random(cluster: MakeCluster) -> None:
-    with cluster("postgresql", workers=2, redis_proxy=True, database_proxy=True, max_attempts=50) as c:
+    with cluster(
+        "postgresql", workers=2, short_lease=True, redis_proxy=True, database_proxy=True, max_attempts=50
+    ) as c:
         jobs = [c.submit(seed=seed, steps=20, every=4) for seed in range(6)]
         assert c.redis_proxy is not None
         assert c.database_proxy is not None

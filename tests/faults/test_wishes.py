@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 
@@ -25,16 +24,23 @@ def receiver() -> Iterator[Receiver]:
 
 @BOTH
 def test_cancel_races_completion(cluster: MakeCluster, receiver: Receiver, database: str) -> None:
-    """Over and over, from well before the end to well after it. Whoever wins, there is one end, and the answer to the
-    cancel, the state, the events and the webhook all tell of the same one."""
+    """First after the end, then before it, then at moments around it. Whoever wins, there is one end, and the answer to
+    the cancel, the state, the events and the webhook all tell of the same one."""
     ends = set()
     with cluster(database, workers=2, **receiver.settings()) as c:
+        takes = 0.0
         for turn in range(ROUNDS):
             plan = {"hold_at": 3, "step_s": 0.02}
             job = c.submit(steps=3, every=None, plan=plan, rl={"webhook_url": receiver.url})
             c.wait_line(job, "STEP", n=2)
-            threading.Timer(0.0, c.release, [job]).start()
-            time.sleep(turn / ROUNDS * 1.2)
+            begin = time.monotonic()
+            if turn == 0:  # the cancel comes last, and shows how long the end takes
+                c.release(job)
+                c.wait_over(job)
+                takes = time.monotonic() - begin
+            elif turn > 1:  # in between
+                c.release(job)
+                time.sleep(c.random.uniform(0, 1.2 * takes))
             answer = c.ask(job, "cancel")
             state = c.wait_over(job).state
             if answer.status_code == 200:
@@ -46,7 +52,7 @@ def test_cancel_races_completion(cluster: MakeCluster, receiver: Receiver, datab
             ends.add(state)
             check_job(c, job, state, epochs=1)
             check_webhook(receiver, job, state)
-    assert ends == {"cancelled", "succeeded"}, f"the race always went one way: {ends}"
+    assert ends == {"cancelled", "succeeded"}
 
 
 @BOTH
@@ -64,13 +70,13 @@ def test_cancel_between_attempts_and_while_pausing(cluster: MakeCluster, databas
 
 
 def test_a_cancelled_job_whose_worker_dies(cluster: MakeCluster) -> None:
-    with cluster() as c:
+    with cluster(short_lease=True) as c:
         job = c.submit_held(plan={"deaf": True})  # so that the worker is still at it when it dies
         assert c.ask(job, "cancel").json()["status"] == "cancelled"
         c.workers.pop().kill()
         c.start_worker()
         c.wait_over(job)
-        check_job(c, job, "cancelled", epochs=1)
+        check_job(c, job, "cancelled")
 
 
 @BOTH
@@ -119,7 +125,7 @@ def test_pause_during_a_save(cluster: MakeCluster, killed: bool) -> None:
 
 
 def test_a_worker_dies_while_the_job_is_being_paused(cluster: MakeCluster) -> None:
-    with cluster() as c:
+    with cluster(short_lease=True) as c:
         job = c.submit_held(plan={"deaf": True})
         assert c.ask(job, "pause").status_code == 200
         c.workers.pop().kill()
@@ -128,4 +134,4 @@ def test_a_worker_dies_while_the_job_is_being_paused(cluster: MakeCluster) -> No
         assert c.ask(job, "resume").status_code == 200
         c.release(job)
         c.wait_over(job)
-        check_job(c, job, epochs=2)
+        check_job(c, job, at_least=2)
