@@ -20,7 +20,7 @@ from tests.faults.oracle import check_job
 from tests.faults.processes import wait_for
 
 BOTH = pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-ROUNDS, AT_ONCE = 4, 6
+ROUNDS, AT_ONCE = 4, 5
 
 
 def post(c: Cluster, key: str, body: dict[str, Any], delay: float) -> str | None:
@@ -39,7 +39,7 @@ def post(c: Cluster, key: str, body: dict[str, Any], delay: float) -> str | None
 def test_the_api_is_killed_in_the_middle_of_requests(cluster: MakeCluster, database: str) -> None:
     """In each round some requests begin around the moment of the kill, and are repeated until they are answered."""
     with cluster(database, workers=0) as c, concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        wanted = {f"{turn}-{i}": c.body(steps=2, every=None) for turn in range(ROUNDS) for i in range(AT_ONCE)}
+        wanted = {f"{turn}-{i}": c.body(steps=1, every=None) for turn in range(ROUNDS) for i in range(AT_ONCE)}
         answered: dict[str, str] = {}
         unanswered = 0
         for turn in range(ROUNDS):
@@ -60,7 +60,7 @@ def test_the_api_is_killed_in_the_middle_of_requests(cluster: MakeCluster, datab
         assert sorted(job.id for job in c.jobs()) == sorted(answered.values()), "some job was made that nobody got"
         for key, job in answered.items():
             c.adopt(job, wanted[key])
-        c.start_worker()
+        c.start_workers(2)
         for job in answered.values():
             c.wait_over(job)
             check_job(c, job, epochs=1)

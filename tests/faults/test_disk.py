@@ -51,10 +51,9 @@ def wait_paused_for_the_disk(c: Cluster, job: str, said: str) -> None:
     assert not c.strangers(), "its accelerators are free"
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_the_artifact_store_runs_full(cluster: MakeCluster, small_disk: Path, database: str) -> None:
+def test_the_artifact_store_runs_full(cluster: MakeCluster, small_disk: Path) -> None:
     store = small_disk / "artifacts"
-    with cluster(database, artifacts_url=f"file://{store}") as c:
+    with cluster("postgresql", artifacts_url=f"file://{store}") as c:
         job = c.submit_held(steps=40, plan={"weights_bytes": WEIGHTS, "step_s": 0.2})
         ballast = fill(small_disk)
         c.release(job)

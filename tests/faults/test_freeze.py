@@ -42,7 +42,7 @@ def test_a_worker_frozen_within_a_transaction(cluster: MakeCluster, database: st
     """It keeps its locks. PostgreSQL ends a session that only waits, and the job goes on without the worker; of SQLite
     the whole service waits until the worker is back."""
     with cluster(database, workers=2, short_lease=True) as c:
-        job = c.submit(steps=1500, every=250, plan={"step_s": 0.004, "hold_at": 1500})  # there is always one under way
+        job = c.submit(steps=900, every=150, plan={"step_s": 0.004, "hold_at": 900})  # there is always one under way
         c.wait_line(job, "STEP", n=50)
         frozen = c.worker_of(job)
         c.freeze(frozen, in_transaction=True)

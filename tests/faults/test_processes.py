@@ -104,10 +104,9 @@ def test_a_trainer_that_froze_for_a_moment_goes_on(cluster: MakeCluster) -> None
         check_job(c, job, epochs=1)
 
 
-@BOTH
-def test_a_worker_told_to_leave_spends_no_attempt(cluster: MakeCluster, database: str) -> None:
+def test_a_worker_told_to_leave_spends_no_attempt(cluster: MakeCluster) -> None:
     """With one attempt in all, one that is spent ends the job as failed."""
-    with cluster(database, workers=2, max_attempts=1) as c:
+    with cluster("postgresql", workers=2, max_attempts=1) as c:
         job = c.submit_held(every=100)
         leaving = c.worker_of(job)
         assert leaving.terminate() == 0

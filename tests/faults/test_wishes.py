@@ -55,9 +55,8 @@ def test_cancel_races_completion(cluster: MakeCluster, receiver: Receiver, datab
     assert ends == {"cancelled", "succeeded"}
 
 
-@BOTH
-def test_cancel_between_attempts_and_while_pausing(cluster: MakeCluster, database: str) -> None:
-    with cluster(database, workers=1) as c:
+def test_cancel_between_attempts_and_while_pausing(cluster: MakeCluster) -> None:
+    with cluster("postgresql", workers=1) as c:
         running, waiting = c.submit_held(), c.submit()
         assert c.ask(waiting, "cancel").json()["status"] == "cancelled"
         assert c.job(waiting).state == "cancelled", "no worker had it: there is nothing to wait for"
@@ -79,9 +78,8 @@ def test_a_cancelled_job_whose_worker_dies(cluster: MakeCluster) -> None:
         check_job(c, job, "cancelled")
 
 
-@BOTH
-def test_pause_before_the_first_step(cluster: MakeCluster, database: str) -> None:
-    with cluster(database) as c:
+def test_pause_before_the_first_step(cluster: MakeCluster) -> None:
+    with cluster("postgresql") as c:
         job = c.submit(plan={"load_s": 600.0})
         c.wait_line(job, "START")
         assert c.ask(job, "pause").status_code == 200
