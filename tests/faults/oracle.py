@@ -60,6 +60,7 @@ def check_job(
     _check_events(job, events)
     _check_metrics(metrics, events, last, known)
     _check_attempts(cluster, job, epochs, at_least)
+    _check_nothing_late(cluster, job_id, metrics)
     check_journal(lines, known, suspended=suspended)
     _check_resumed(lines, events, damaged)
     _check_checkpoints(cluster, job, total, known, damaged)
@@ -108,6 +109,14 @@ def _check_attempts(cluster: Cluster, job: Job, epochs: int | None, at_least: in
     is_open = [attempt.epoch for attempt in attempts if attempt.ended_at is None or attempt.outcome is None]
     assert not is_open, f"attempts never closed: {is_open}"
     assert [attempt.outcome for attempt in attempts if attempt.outcome in TERMINAL] in ([], [job.state])
+
+
+def _check_nothing_late(cluster: Cluster, job_id: str, metrics: Sequence[Metric]) -> None:
+    """No attempt wrote anything after the next one had begun, on the database's clock."""
+    began = {attempt.epoch: attempt.started_at for attempt in cluster.attempts(job_id)}
+    for row in (*metrics, *cluster.checkpoints(job_id)):
+        late = row.created_at - began.get(row.epoch + 1, row.created_at)
+        assert late <= 0, f"{row} of epoch {row.epoch} was written {late:.3f} s after the next one began"
 
 
 def check_journal(

@@ -20,9 +20,10 @@ def test_a_worker_frozen_for_longer_than_the_lease(cluster: MakeCluster, databas
     """Its warden, which is not frozen, kills the trainer before anybody else may have the job: see the journal's
     `alive`. What the worker still writes when it comes back is refused."""
     with cluster(database, workers=2, short_lease=True) as c:
-        job = c.submit_held()
+        job = c.submit(steps=300, every=20, plan={"step_s": 0.02, "hold_at": 300})
+        c.wait_checkpoint(job)
         frozen = c.worker_of(job)
-        c.freeze(frozen)
+        c.freeze(frozen)  # with records it has read and not yet written
         trainer = c.trainer_pid(job)
         c.wait_dead(trainer)
         c.wait_line(job, "START", epoch=2)
