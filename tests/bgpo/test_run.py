@@ -264,6 +264,7 @@ def test_a_full_disk_ends_the_run_with_what_it_has_saved(start: Start) -> None:
     saved = process.wait_for(lambda record: isinstance(record, CheckpointRecord))
     assert isinstance(saved, CheckpointRecord)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))  # no file of it grows beyond these bytes
+    process.wait_for(train_metric(saved.step + 1))  # a pause at the saved step itself has nothing to write
     process.command("pause")
     assert process.finish() == ExitCode.DISK_FULL, process.stderr
     error = error_of(process.records)
