@@ -151,8 +151,12 @@ class Cluster:
 
     def worker_of(self, job_id: str) -> Process:
         """The worker that holds the job."""
-        owner = self.job(job_id).lease_owner or ""
-        return next(worker for worker in self.workers if f"-{worker.pid}-" in owner)
+
+        def find() -> Process | None:
+            owner = self.job(job_id).lease_owner or ""
+            return next((worker for worker in self.workers if f"-{worker.pid}-" in owner), None)
+
+        return wait_for(find, f"some worker holds {job_id}")
 
     def another_than(self, worker: Process) -> Process:
         """Some other worker."""
@@ -387,13 +391,22 @@ class Cluster:
                 return
             worker.signal(signal.SIGCONT)
             assert time.monotonic() < deadline, "the worker was never in that state"
-            time.sleep(0.05 if in_transaction else 0.5)
+            time.sleep(0.1)
+
+    def freeze_worker_of(self, job_id: str, *, in_transaction: bool = False) -> Process:
+        """SIGSTOP the worker that holds the job, and still does when it stands."""
+        while True:
+            worker = self.worker_of(job_id)
+            self.freeze(worker, in_transaction=in_transaction)
+            if f"-{worker.pid}-" in (self.job(job_id).lease_owner or ""):
+                return worker
+            worker.signal(signal.SIGCONT)
 
     def _in_transaction(self) -> bool:
         """Whether anybody holds a transaction open for longer than one takes."""
         if self.postgres is not None:
             return bool(self.postgres.idle_transactions(self.database_name))
-        with contextlib.closing(sqlite3.connect(self.folder / "bgpo.db", timeout=0.3, isolation_level=None)) as other:
+        with contextlib.closing(sqlite3.connect(self.folder / "bgpo.db", timeout=0.05, isolation_level=None)) as other:
             try:
                 other.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError:

@@ -22,8 +22,7 @@ def test_a_worker_frozen_for_longer_than_the_lease(cluster: MakeCluster, databas
     with cluster(database, workers=2, short_lease=True) as c:
         job = c.submit(steps=300, every=20, plan={"step_s": 0.02, "hold_at": 300})
         c.wait_checkpoint(job)
-        frozen = c.worker_of(job)
-        c.freeze(frozen)  # with records it has read and not yet written
+        frozen = c.freeze_worker_of(job)  # with records it has read and not yet written
         trainer = c.trainer_pid(job)
         c.wait_dead(trainer)
         c.wait_line(job, "START", epoch=2)
@@ -45,8 +44,7 @@ def test_a_worker_frozen_within_a_transaction(cluster: MakeCluster, database: st
     with cluster(database, workers=2, short_lease=True) as c:
         job = c.submit(steps=900, every=150, plan={"step_s": 0.004, "hold_at": 900})  # there is always one under way
         c.wait_line(job, "STEP", n=50)
-        frozen = c.worker_of(job)
-        c.freeze(frozen, in_transaction=True)
+        frozen = c.freeze_worker_of(job, in_transaction=True)
         c.wait_dead(c.trainer_pid(job))
         c.release(job)
         if database == "postgresql":
@@ -60,7 +58,7 @@ def test_the_only_worker_frozen_and_back(cluster: MakeCluster) -> None:
     with cluster(short_lease=True) as c:
         c.reconciler = c.start("worker.reconciler")
         job = c.submit_held()
-        c.freeze(c.workers[0])
+        c.freeze_worker_of(job)
         c.wait_state(job, "queued")
         c.workers[0].signal(signal.SIGCONT)
         c.release(job)
@@ -71,7 +69,7 @@ def test_the_only_worker_frozen_and_back(cluster: MakeCluster) -> None:
 def test_a_worker_frozen_for_less_than_the_fence_keeps_the_job(cluster: MakeCluster) -> None:
     with cluster() as c:
         job = c.submit_held()
-        c.freeze(c.workers[0])
+        c.freeze_worker_of(job)
         c.release(job)
         c.wait_line(job, "STEP", n=12)  # nobody reads its records, and nothing is lost
         c.workers[0].signal(signal.SIGCONT)
