@@ -2,8 +2,8 @@
 
     BGPO_ALLOW_UNSANDBOXED=1 python -m benchmarks.rewards [--samples 128] [--json PATH]
 
-One batch of right and wrong completions for each grader, graded as the trainer does it (`grade_batch`); the `code` rows
-have three tests, the `math` rows are half numbers and half formulas. Each is timed from the second batch on, when
+One batch of right and wrong completions for each grader, graded as the trainer does it; the `code` rows have three
+tests, the `math` rows are half numbers and half formulas. Each is timed from the second batch on, when
 helper processes that live on (math-verify) have started.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import _report
-from bgpo.rewards import Sample, compile_grader, grade_batch
+from bgpo.rewards import Sample, compile_grader
 from bgpo.tasks import countdown, sudoku
 
 Batch = list[tuple[str, dict[str, Any]]]
@@ -67,9 +67,9 @@ def measure(name: str, samples: int) -> dict[str, str | float | int]:
     grader = compile_grader(spec)
     batch = make(samples)
     texts, items = [Sample(text) for text, _ in batch], [item for _, item in batch]
-    grade_batch(grader, texts[: min(8, samples)], items[: min(8, samples)])
+    grader.grade_all(texts[: min(8, samples)], items[: min(8, samples)])
     start = time.perf_counter()
-    grades = grade_batch(grader, texts, items)
+    grades = grader.grade_all(texts, items)
     seconds = time.perf_counter() - start
     return {
         "grader": name,

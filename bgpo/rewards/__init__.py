@@ -1,34 +1,26 @@
 """Rewards: graders as data (`GraderSpec`), compiled once, run on many samples. Torch-free.
 
-    grader = compile_grader({"type": "sudoku", "name": "grid"})
-    grade = grader.grade(Sample(output_text="..."), {"puzzle": "..."})
+    with compile_grader({"type": "sudoku", "name": "grid"}) as grader:
+        grade = grader.grade(Sample(output_text="..."), {"puzzle": "..."})
 
 The same code grades in training, evaluation and the service. A new grader is a spec class in `bgpo.rewards.spec`, a
-file here, and one case in `compile_grader`.
+file here, and one line in `_COMPILERS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, assert_never
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from bgpo.errors import SpecError
+from bgpo.rewards import spec as specs
 from bgpo.rewards.code import CodeGrader
 from bgpo.rewards.countdown import CountdownGrader
-from bgpo.rewards.grade import Grade, GradeErrorInfo, GradeErrorKind, Grader, Sample
+from bgpo.rewards.grade import Grade, GradeErrorInfo, GradeErrorKind, Grader, Part, Sample, Usage
 from bgpo.rewards.math import MathGrader
 from bgpo.rewards.multi import MultiGrader
-from bgpo.rewards.spec import (
-    AnyGraderSpec,
-    CodeSpec,
-    CountdownSpec,
-    GraderSpec,
-    MathSpec,
-    MultiSpec,
-    StringCheckSpec,
-    SudokuSpec,
-    parse_grader_spec,
-)
+from bgpo.rewards.settings import GraderSettings, Resources
+from bgpo.rewards.spec import AnyGraderSpec, GraderSpec, MultiSpec, parse_grader_spec
 from bgpo.rewards.string_check import StringCheckGrader
 from bgpo.rewards.sudoku import SudokuGrader
 
@@ -37,48 +29,55 @@ __all__ = [
     "GradeErrorInfo",
     "GradeErrorKind",
     "Grader",
+    "GraderSettings",
     "GraderSpec",
+    "Part",
+    "Resources",
     "Sample",
+    "Usage",
     "compile_grader",
-    "grade_batch",
     "parse_grader_spec",
 ]
 
+_COMPILERS: dict[type, Callable[[Any, Resources], Grader]] = {
+    specs.StringCheckSpec: lambda spec, _: StringCheckGrader(spec),
+    specs.SudokuSpec: lambda spec, _: SudokuGrader(spec),
+    specs.CountdownSpec: lambda spec, _: CountdownGrader(spec),
+    specs.MathSpec: lambda spec, _: MathGrader(spec),
+    specs.CodeSpec: lambda spec, _: CodeGrader(spec),
+}
 
-def compile_grader(spec: AnyGraderSpec | Mapping[str, Any]) -> Grader:
+
+def compile_grader(spec: AnyGraderSpec | Mapping[str, Any], resources: Resources | None = None) -> Grader:
     """Make a grader from its specification or wire form.
 
+    Args:
+        resources: what it may use of this machine; None = nothing but a sandbox.
+
     Raises:
-        SpecError: a wire form that does not validate, or a grader that this machine may not run.
+        SpecError: a wire form that does not validate, or a grader that this machine may not or cannot run.
     """
     if isinstance(spec, Mapping):
         spec = parse_grader_spec(spec)
-    match spec:
-        case StringCheckSpec():
-            return StringCheckGrader(spec)
-        case SudokuSpec():
-            return SudokuGrader(spec)
-        case CountdownSpec():
-            return CountdownGrader(spec)
-        case MathSpec():
-            return MathGrader(spec)
-        case CodeSpec():
-            return CodeGrader(spec)
-        case MultiSpec():
-            graders = {key: compile_grader(sub) for key, sub in spec.graders.items()}
-            return MultiGrader(spec.name, graders, spec.calculate_output)
-        case _:
-            assert_never(spec)
+    resources = resources or Resources()
+    if not isinstance(spec, MultiSpec):
+        return _single(spec, resources)
+    graders: dict[str, Grader] = {}
+    try:
+        for key, sub in spec.graders.items():
+            try:
+                graders[key] = _single(sub, resources)
+            except SpecError as error:
+                raise SpecError(error.message, f"graders.{key}.{error.param or 'type'}") from error
+        return MultiGrader(spec, graders)
+    except BaseException:
+        for grader in graders.values():
+            grader.close()
+        raise
 
 
-def grade_batch(grader: Grader, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]:
-    """Grade samples against their rows, in order, as many at a time as the grader allows.
-
-    Raises:
-        ValueError: the lengths differ.
-    """
-    pairs = list(zip(samples, items, strict=True))
-    if grader.concurrency == 1 or len(pairs) < 2:
-        return [grader.grade(*pair) for pair in pairs]
-    with ThreadPoolExecutor(grader.concurrency) as executor:
-        return list(executor.map(lambda pair: grader.grade(*pair), pairs))
+def _single(spec: Any, resources: Resources) -> Grader:
+    compiler = _COMPILERS.get(type(spec))
+    if compiler is None:
+        raise SpecError(f"graders of type {spec.type} cannot run here", "type")
+    return compiler(spec, resources)

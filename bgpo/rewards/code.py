@@ -46,7 +46,7 @@ class CodeGrader(Grader):
                 f"set {CONSENT}=1 on a machine where that is acceptable (docs/rewards.md), or use another grader",
                 "type",
             )
-        self.name = spec.name
+        self.name, self.type = spec.name, spec.type
         self.concurrency = max(1, os.cpu_count() or 1)
         self._tests = parse_template(spec.tests)
         self._prefix = parse_template(spec.prefix) if spec.prefix is not None else None
@@ -88,7 +88,7 @@ class CodeGrader(Grader):
             for number, outcome in enumerate(outcomes, start=1)
         )
         metrics = {"solved": float(solved), "tests_passed": passed}
-        return Grade(score, solved=solved, metrics=metrics, sub_scores={self.name: score}, details=tuple(lines))
+        return Grade(score, solved=solved, metrics=metrics, details=tuple(lines))
 
 
 def parse_tests(text: str) -> list[str | Case]:

@@ -45,7 +45,7 @@ class CountdownGrader(Grader):
     metric_names = ("solved", "valid_expression")
 
     def __init__(self, spec: CountdownSpec) -> None:
-        self.name = spec.name
+        self.name, self.type = spec.name, spec.type
         self._numbers = parse_template(spec.numbers)
         self._target = parse_template(spec.target)
         self._input = parse_template(spec.input)
@@ -56,7 +56,7 @@ class CountdownGrader(Grader):
         value = last_value(rendered(self._input, sample, item), numbers)
         solved = value == target
         metrics = {"solved": float(solved), "valid_expression": float(value is not None)}
-        return Grade(float(solved), solved=solved, metrics=metrics, sub_scores={self.name: float(solved)})
+        return Grade(float(solved), solved=solved, metrics=metrics)
 
 
 def _item_numbers(text: str) -> list[int]:

@@ -38,7 +38,7 @@ class MathGrader(Grader):
     metric_names = ("solved", "answered")
 
     def __init__(self, spec: MathSpec) -> None:
-        self.name = spec.name
+        self.name, self.type = spec.name, spec.type
         self.concurrency = max(1, min(4, os.cpu_count() or 1))
         self._input = parse_template(spec.input)
         self._reference = parse_template(spec.reference)
@@ -52,7 +52,7 @@ class MathGrader(Grader):
         except VerifierError as error:
             raise GradeFault(str(error)) from error
         metrics = {"solved": float(solved), "answered": float(answer is not None)}
-        return Grade(float(solved), solved=solved, metrics=metrics, sub_scores={self.name: float(solved)})
+        return Grade(float(solved), solved=solved, metrics=metrics)
 
 
 def reference_answer(text: str) -> str:

@@ -21,11 +21,11 @@ class StringCheckGrader(Grader):
     """Compiled `string_check`."""
 
     def __init__(self, spec: StringCheckSpec) -> None:
-        self.name = spec.name
+        self.name, self.type = spec.name, spec.type
         self._input = parse_template(spec.input)
         self._reference = parse_template(spec.reference)
         self._compare = _OPERATIONS[spec.operation]
 
     def _grade(self, sample: Sample, item: Mapping[str, Any]) -> Grade:
         passed = self._compare(rendered(self._input, sample, item), rendered(self._reference, sample, item))
-        return Grade(float(passed), solved=passed, sub_scores={self.name: float(passed)})
+        return Grade(float(passed), solved=passed)

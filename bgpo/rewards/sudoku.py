@@ -31,7 +31,7 @@ class SudokuGrader(Grader):
     metric_names = ("solved", "cell_accuracy")
 
     def __init__(self, spec: SudokuSpec) -> None:
-        self.name = spec.name
+        self.name, self.type = spec.name, spec.type
         self._puzzle = parse_template(spec.puzzle)
         self._solution = parse_template(spec.solution) if spec.solution is not None else None
         self._input = parse_template(spec.input)
@@ -45,7 +45,7 @@ class SudokuGrader(Grader):
         accuracy = cell_accuracy(puzzle, solution, answer) if answer is not None else 0.0
         score = {"solved": float(solved), "cell_accuracy": accuracy, "mixed": (solved + accuracy) / 2}[self._reward]
         metrics = {"solved": float(solved), "cell_accuracy": accuracy}
-        return Grade(score, solved=solved, metrics=metrics, sub_scores={self.name: score})
+        return Grade(score, solved=solved, metrics=metrics)
 
     def _reference(self, puzzle: str, sample: Sample, item: Mapping[str, Any]) -> str:
         try:

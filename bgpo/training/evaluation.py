@@ -17,7 +17,7 @@ from bgpo.diffusion.rng import Purpose, stream_keys, substreams
 from bgpo.diffusion.sampler import sample
 from bgpo.errors import SpecError
 from bgpo.models import Policy
-from bgpo.rewards import Grade, Grader, Sample, compile_grader, grade_batch
+from bgpo.rewards import Grade, Grader, Sample, compile_grader
 from bgpo.spec import Recipe, RolloutSpec
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row
@@ -119,6 +119,6 @@ def _grade(
         with autocast(policy, recipe):
             rollouts = sample(policy, [row.prompt_ids for row in part], rollout, keys, temperature=temperature)
         texts = [policy.decode(response) for response in rollouts.responses()]
-        graded = grade_batch(grader, [Sample(output_text=text) for text in texts], [row.item for row in part])
+        graded = grader.grade_all([Sample(output_text=text) for text in texts], [row.item for row in part])
         found += zip(slots, graded, strict=True)
     return [grade for _, grade in sorted(cluster.gather(found), key=lambda pair: pair[0])]

@@ -16,7 +16,7 @@ from bgpo.diffusion.elbo import Canvases, build_canvases
 from bgpo.diffusion.rng import Purpose, stream_keys
 from bgpo.diffusion.sampler import Rollouts, sample
 from bgpo.models import Policy
-from bgpo.rewards import Grade, Grader, Sample, grade_batch
+from bgpo.rewards import Grade, Grader, Sample
 from bgpo.spec import Reinforcement
 from bgpo.training.data import Row
 
@@ -65,7 +65,7 @@ def grade_rollouts(batch: RolloutBatch, grader: Grader, group_size: int) -> list
     """Grade every response against its prompt's row."""
     samples = [Sample(output_text=text) for text in batch.texts]
     items = [row.item for row in batch.rows for _ in range(group_size)]
-    return grade_batch(grader, samples, items)
+    return grader.grade_all(samples, items)
 
 
 def canvases_of(policy: Policy, batch: RolloutBatch, chosen: Sequence[int], group_size: int) -> Canvases:

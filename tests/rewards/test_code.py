@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bgpo.errors import SpecError
-from bgpo.rewards import Grade, Grader, Sample, compile_grader, grade_batch
+from bgpo.rewards import Grade, Grader, Sample, compile_grader
 from bgpo.rewards.code import extract_program
 
 SPEC = {"type": "code", "name": "c"}
@@ -304,5 +304,5 @@ def test_a_machine_without_processes_is_an_error_and_no_zero(monkeypatch: pytest
 def test_many_samples_at_once_keep_their_order() -> None:
     samples = [Sample(f"def f():\n    return {n}") for n in range(12)]
     items = [{"tests": [f"assert f() == {n - n % 2}"]} for n in range(12)]
-    grades = grade_batch(grader(), samples, items)
+    grades = grader().grade_all(samples, items)
     assert [result.solved for result in grades] == [n % 2 == 0 for n in range(12)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bgpo.rewards import Grader, Sample, compile_grader, grade_batch
+from bgpo.rewards import Grader, Sample, compile_grader
 from bgpo.rewards.math import equivalent, extract_answer
 from bgpo.rewards.numbers import parse_number
 from bgpo.rewards.verifier import Verifier, VerifierError, shared_verifier
@@ -176,7 +176,7 @@ def test_a_missing_field_is_an_error() -> None:
 
 def test_a_power_tower_ends_its_process_and_nothing_else() -> None:
     batch = ["\\boxed{9^{9^{9^{9}}}}", "\\boxed{\\sqrt{16}}"]
-    hostile, right = grade_batch(grader(), [Sample(text) for text in batch], [{"answer": "4"}] * 2)
+    hostile, right = grader().grade_all([Sample(text) for text in batch], [{"answer": "4"}] * 2)
     assert (hostile.score, hostile.error) == (0.0, None)
     assert right.solved
 
@@ -200,5 +200,5 @@ def test_many_samples_keep_their_order() -> None:
     count = 24
     samples = [Sample(f"\\boxed{{\\sqrt{{{n * n}}}}}") for n in range(count)]
     items = [{"answer": str(n if n % 3 else n + 1)} for n in range(count)]
-    grades = grade_batch(grader(), samples, items)
+    grades = grader().grade_all(samples, items)
     assert [grade.solved for grade in grades] == [bool(n % 3) for n in range(count)]

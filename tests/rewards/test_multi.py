@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bgpo.rewards import Grade, Grader, Sample, compile_grader, grade_batch
+from bgpo.rewards import Grade, Grader, Sample, compile_grader
 
 SUDOKU = {"type": "sudoku", "name": "s", "reward": "cell_accuracy"}
 SHORT = {
@@ -26,7 +26,9 @@ def multi(graders: dict[str, Any], formula: str) -> Grader:
 def test_formula_scores_metrics() -> None:
     grader = multi({"grid": SUDOKU, "exact": SHORT}, "0.25 * exact + 0.5 * grid ^ 2")
     right = grader.grade(Sample(ITEM["solution"]), ITEM)
-    assert right == Grade(0.75, True, {"solved": 1.0, "cell_accuracy": 1.0}, {"grid": 1.0, "exact": 1.0}, None)
+    assert (right.score, right.solved, right.error) == (0.75, True, None)
+    assert right.metrics == {"solved": 1.0, "cell_accuracy": 1.0}
+    assert right.sub_scores == {"grid": 1.0, "exact": 1.0}
     half = grader.grade(Sample("3142243142131324"[:8] + "0000" * 2), ITEM)
     assert half.sub_scores == {"grid": 0.5, "exact": 0.0}
     assert half.score == 0.125
@@ -61,12 +63,12 @@ def test_formula_without_a_value_is_an_error(formula: str) -> None:
     assert grade.score == 0.0
 
 
-def test_grade_batch_keeps_order_and_length() -> None:
+def test_grade_all_keeps_order_and_length() -> None:
     grader = compile_grader(SHORT)
     samples = [Sample("a"), Sample("b")]
-    assert [grade.score for grade in grade_batch(grader, samples, [{"solution": "a"}] * 2)] == [1.0, 0.0]
-    with pytest.raises(ValueError, match="shorter"):
-        grade_batch(grader, samples, [{"solution": "a"}])
+    assert [grade.score for grade in grader.grade_all(samples, [{"solution": "a"}] * 2)] == [1.0, 0.0]
+    with pytest.raises(ValueError, match="2 samples and 1 items"):
+        grader.grade_all(samples, [{"solution": "a"}])
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])

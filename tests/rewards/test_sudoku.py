@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bgpo.rewards import Sample, compile_grader, grade_batch
+from bgpo.rewards import Sample, compile_grader
 from bgpo.rewards.grids import GRIDS, is_solution, is_unique, solve
 from bgpo.rewards.sudoku import extract_grid
 
@@ -176,7 +176,7 @@ def test_a_thousand_grades_end() -> None:
     items = [{"puzzle": puzzle} for puzzle in puzzles if "0" in puzzle and is_unique(puzzle)][:1000]
     samples = [Sample(rng.choice(GRIDS)) for _ in items]
     assert len(items) == 1000
-    grades = grade_batch(grader, samples, items)
+    grades = grader.grade_all(samples, items)
     assert all(grade.error is None for grade in grades)
 
 
