@@ -334,7 +334,7 @@ def test_faults(body: dict[str, Any], param: str | None, code: str, words: str) 
     [
         (GRADER | {"operation": "neq"}, "operation"),
         (GRADER | {"input": "{{ nope }}"}, "input"),
-        ({"type": "python", "source": "x"}, "type"),
+        ({"type": "perl", "source": "x"}, "type"),
         ({"name": "x"}, "type"),
         ({"type": "multi", "name": "m", "graders": {"a": GRADER}, "calculate_output": "a +"}, "calculate_output"),
         ({"type": "multi", "name": "m", "graders": {"a": {**GRADER, "x": 1}}, "calculate_output": "a"}, "graders.a.x"),
