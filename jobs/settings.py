@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bgpo.egress import host_pattern
-from jobs.webhooks import keys
+from bgpo.egress.signing import keys
 
 _EXAMPLE_MODELS = Path(__file__).resolve().parent.parent / "examples" / "models"
 
