@@ -16,8 +16,8 @@ from bgpo.errors import SpecError
 from bgpo.rewards.grade import Grade, GradeFault, Grader, Sample, clipped, rendered
 from bgpo.rewards.received import finite_number
 from bgpo.rewards.settings import Resources
-from bgpo.rewards.spec import RewardModelSpec
-from bgpo.rewards.templates import parse_template
+from bgpo.rewards.spec import Message, RewardModelSpec
+from bgpo.rewards.templates import Template, parse_template
 
 Conversation = list[dict[str, str]]
 
@@ -34,7 +34,7 @@ class RewardModelGrader(Grader):
         self.name, self.type = spec.name, spec.type
         self._batch_size, self._range = spec.batch_size, spec.range
         self._sigmoid = spec.activation == "sigmoid"
-        self._messages = spec.input and [(one.role, list(map(parse_template, one.texts()))) for one in spec.input]
+        self._messages = None if spec.input is None else [_compiled(message) for message in spec.input]
         models = resources.settings.reward_models
         if spec.model not in models:
             known = f"it has {', '.join(sorted(models))}" if models else "it has none"
@@ -104,6 +104,10 @@ class RewardModelGrader(Grader):
         asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
         given = [{"role": message["role"], "content": message["content"]} for message in asked]
         return [*given, {"role": "assistant", "content": sample.output_text}]
+
+
+def _compiled(message: Message) -> tuple[str, list[Template]]:
+    return message.role, [parse_template(text) for text in message.texts()]
 
 
 def _is_message(value: Any) -> bool:
