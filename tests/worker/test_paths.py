@@ -38,6 +38,4 @@ def test_an_errors_message_and_log_are_both_cleaned() -> None:
 def test_the_folder_of_reward_models_has_a_name_too(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", reward_model_root=tmp_path / "rm")
     text = f"cannot load {tmp_path / 'rm' / 'small'}"
-    assert (
-        hide(text, places(settings, tmp_path / "work")) == "cannot load <reward models>/small"
-    )
+    assert hide(text, places(settings, tmp_path / "work")) == "cannot load <reward models>/small"
