@@ -13,7 +13,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from jobs.webhooks import keys
+from bgpo.egress import host_pattern
+from bgpo.egress.signing import keys
 
 _EXAMPLE_MODELS = Path(__file__).resolve().parent.parent / "examples" / "models"
 
@@ -28,6 +29,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Broker of the doorbell.")
     artifacts_url: str = Field("", description="fsspec URL (file://, s3://, memory://); empty = a folder under home.")
     model_root: Path = Field(_EXAMPLE_MODELS, description="Each sub-folder with a config.json is a base model.")
+    reward_model_root: Path | None = Field(
+        None, description="Each sub-folder with a config.json is a reward model; None = there are none."
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -59,6 +63,9 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(False, description="Webhooks may go to http:// and private addresses.")
     webhook_timeout_s: float = Field(10, gt=0, description="Of one try, from resolving the name to the answer.")
     egress_ports: tuple[int, ...] = Field((443,), description="Ports that URLs named by users may have.")
+    egress_hosts: tuple[str, ...] | None = Field(
+        None, description="Hosts that URLs named by users may have, *.example.com for subdomains; None = any."
+    )
     admin_key: SecretStr | None = Field(None, description="The key for /v1/organization; without any key, loopback.")
 
     worker_gpus: str = Field(
@@ -79,6 +86,11 @@ class Settings(BaseSettings):
     def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and keys(value.get_secret_value()) else None
 
+    @field_validator("egress_hosts")
+    @classmethod
+    def _check_egress_hosts(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(map(host_pattern, value))
+
     @model_validator(mode="after")
     def _defaults_under_home(self) -> Self:
         home = self.home.expanduser().resolve()
@@ -87,6 +99,7 @@ class Settings(BaseSettings):
             "database_url": self.database_url or f"sqlite:///{home / 'bgpo.db'}",
             "artifacts_url": self.artifacts_url or f"file://{home / 'artifacts'}",
             "model_root": self.model_root.expanduser().resolve(),
+            "reward_model_root": self.reward_model_root and self.reward_model_root.expanduser().resolve(),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)  # frozen for everyone else

@@ -33,3 +33,9 @@ def test_the_root_folder_is_in_every_path_and_hides_nothing() -> None:
 def test_an_errors_message_and_log_are_both_cleaned() -> None:
     error = hidden(JobError("oom", "in /a/b", "p", "see /a/b/log", "rollout", 3), {"/a/b": "<work>"})
     assert error == JobError("oom", "in <work>", "p", "see <work>/log", "rollout", 3)
+
+
+def test_the_folder_of_reward_models_has_a_name_too(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", reward_model_root=tmp_path / "rm")
+    text = f"cannot load {tmp_path / 'rm' / 'small'}"
+    assert hide(text, places(settings, tmp_path / "work")) == "cannot load <reward models>/small"
