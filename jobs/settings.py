@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bgpo.egress import host_pattern
 from bgpo.rewards.settings import JudgeSettings
 from jobs.vault import parse_keys
 from jobs.webhooks import keys
@@ -40,6 +41,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Broker of the doorbell.")
     artifacts_url: str = Field("", description="fsspec URL (file://, s3://, memory://); empty = a folder under home.")
     model_root: Path = Field(_EXAMPLE_MODELS, description="Each sub-folder with a config.json is a base model.")
+    reward_model_root: Path | None = Field(
+        None, description="Each sub-folder with a config.json is a reward model; None = there are none."
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -72,7 +76,7 @@ class Settings(BaseSettings):
     webhook_timeout_s: float = Field(10, gt=0, description="Of one try, from resolving the name to the answer.")
     egress_ports: tuple[int, ...] = Field((443,), description="Ports that URLs named by users may have.")
     egress_hosts: tuple[str, ...] | None = Field(
-        None, description="Host names that URLs named by users may have, *.example.com for subdomains; None = any."
+        None, description="Hosts that URLs named by users may have, *.example.com for subdomains; None = any."
     )
     admin_key: SecretStr | None = Field(None, description="The key for /v1/organization; without any key, loopback.")
 
@@ -81,9 +85,6 @@ class Settings(BaseSettings):
         description="JSON: models that score_model and label_model may name, see docs/graders-api.md.",
     )
     embedding_model: str | None = Field(None, description="The judge whose /embeddings text_similarity cosine uses.")
-    reward_model_root: Path | None = Field(
-        None, description="Each sub-folder with a config.json is a reward model; None = there are none."
-    )
     secrets_key: SecretStr | None = Field(
         None,
         description="Base64 of 32 bytes: encrypts stored secrets; older ones behind spaces. None = a file under home.",
@@ -124,6 +125,11 @@ class Settings(BaseSettings):
         if self.embedding_model is not None and self.embedding_model not in self.judges:
             raise ValueError(f"embedding_model {self.embedding_model} is not one of judges")
         return self
+
+    @field_validator("egress_hosts")
+    @classmethod
+    def _check_egress_hosts(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(map(host_pattern, value))
 
     @model_validator(mode="after")
     def _defaults_under_home(self) -> Self:
