@@ -94,8 +94,9 @@ class Settings(BaseSettings):
     grader_max_memory_mb: int = Field(2048, ge=64, le=2048)
     grader_max_disk_mb: int = Field(1024, ge=1, le=1024)
     grader_max_processes: int = Field(32, ge=1, le=256)
-    grader_runs: int = Field(4, ge=1, description="graders/run and run_batch at a time of one API process.")
-    grader_run_s: float = Field(180, gt=0, description="Longest time one of them, or the try of a job's grader, takes.")
+    grader_runs: int = Field(4, ge=1, description="Graders that one API process runs at a time.")
+    grader_run_s: float = Field(180, gt=0, description="Longest time of one graders/run or run_batch.")
+    grader_try_s: float = Field(30, gt=0, description="Longest try of a job's grader when the job is created.")
 
     worker_gpus: str = Field(
         "auto",

@@ -23,11 +23,15 @@ def put(session: Session, project_id: str, name: str, sealed: Sealed) -> Secret:
     return session.scalars(upsert.execution_options(populate_existing=True)).one()
 
 
-def all_of(session: Session, project_id: str, names: Collection[str] | None = None) -> list[Secret]:
-    """The secrets of a project by name; only those named, if names are given."""
+def all_of(
+    session: Session, project_id: str, names: Collection[str] | None = None, *, lock: bool = False
+) -> list[Secret]:
+    """The secrets of a project by name; only those named, if names are given. A lock keeps them from being deleted."""
     statement = sa.select(Secret).where(Secret.project_id == project_id).order_by(Secret.name)
     if names is not None:
         statement = statement.where(Secret.name.in_(names))
+    if lock:
+        statement = statement.with_for_update(read=True)
     return list(session.scalars(statement))
 
 
