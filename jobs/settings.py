@@ -119,7 +119,10 @@ class Settings(BaseSettings):
     @field_validator("secrets_key")
     @classmethod
     def _check_secrets_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return value if value is not None and parse_keys(value.get_secret_value()) else None
+        if value is None or not value.get_secret_value().strip():  # as compose passes a variable that is not set
+            return None
+        parse_keys(value.get_secret_value())
+        return value
 
     @model_validator(mode="after")
     def _embeddings_need_a_judge(self) -> Self:
