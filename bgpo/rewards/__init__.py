@@ -19,6 +19,7 @@ from bgpo.rewards.countdown import CountdownGrader
 from bgpo.rewards.grade import Grade, GradeErrorInfo, GradeErrorKind, Grader, Part, Sample, Usage
 from bgpo.rewards.math import MathGrader
 from bgpo.rewards.multi import MultiGrader
+from bgpo.rewards.python import PythonGrader
 from bgpo.rewards.settings import GraderSettings, Resources
 from bgpo.rewards.spec import AnyGraderSpec, GraderSpec, MultiSpec, parse_grader_spec
 from bgpo.rewards.string_check import StringCheckGrader
@@ -41,10 +42,11 @@ __all__ = [
 
 _COMPILERS: dict[type, Callable[[Any, Resources], Grader]] = {
     specs.StringCheckSpec: lambda spec, _: StringCheckGrader(spec),
+    specs.PythonSpec: PythonGrader,
     specs.SudokuSpec: lambda spec, _: SudokuGrader(spec),
     specs.CountdownSpec: lambda spec, _: CountdownGrader(spec),
     specs.MathSpec: lambda spec, _: MathGrader(spec),
-    specs.CodeSpec: lambda spec, _: CodeGrader(spec),
+    specs.CodeSpec: CodeGrader,
 }
 
 
