@@ -11,6 +11,9 @@ from typing import Annotated, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bgpo.sandbox.consent import UNSANDBOXED as UNSANDBOXED
+from bgpo.sandbox.consent import unsandboxed_allowed as unsandboxed_allowed
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
