@@ -42,6 +42,8 @@ MAX_PROGRAM = 32_768
 MAX_TESTS = 200
 MAX_OUTPUT = 4 * MEGABYTE
 """Bytes that a program may write in a test."""
+DISK_MB = 16
+"""Of files that a program writes."""
 POOL = 4
 """Sandboxes that wait for a program."""
 MAX_TIMEOUTS = 2
@@ -64,7 +66,7 @@ class CodeGrader(Grader):
         self._entry_point = parse_template(spec.entry_point) if spec.entry_point is not None else None
         self._input = parse_template(spec.input)
         self._fraction = spec.reward == "fraction"
-        bounds = limits(resources.settings.sandbox, spec.timeout_seconds, spec.memory_mb, MAX_OUTPUT)
+        bounds = limits(resources.settings.sandbox, spec.timeout_seconds, spec.memory_mb, MAX_OUTPUT, DISK_MB)
         self._seconds = bounds.seconds
         wall = required_wall(spec.type)
         self._checker = SharedSandbox(wall, bounds, CHECKER_MODULES)

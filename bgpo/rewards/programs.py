@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass
 from typing import IO, Any
 
-from bgpo.rewards.sandboxes import MEGABYTE, SharedSandbox
+from bgpo.rewards.sandboxes import SharedSandbox
 from bgpo.sandbox.sandbox import Result, Sandbox
 
 STARTED = b"started\n"
@@ -148,7 +148,7 @@ class Program:
             lines = [json.loads(line) for line in file.read().splitlines() if line.endswith(b"}")]
         if result.ended != "timeout" and not self._verdict(result):
             return [self._failure(host.result())]
-        names = next((line["collected"] for line in lines if "collected" in line), [])
+        names: list[str] = next((line["collected"] for line in lines if "collected" in line), [])
         ran = {line["test"]: line for line in lines if "test" in line}
         outcomes = [
             Outcome(ran[name]["passed"], ran[name]["message"], name=name)

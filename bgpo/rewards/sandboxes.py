@@ -1,4 +1,4 @@
-"""What the `python` and `code` graders share: the wall, limits within the operator's, a sandbox that outlives its faults.
+"""What the `python` and `code` graders share: the wall, limits within the operator's, a sandbox that is replaced.
 
 No wall on this machine, and no consent of the operator to do without one, refuses the grader when it is compiled: when
 a job is made, and again when its run starts.
@@ -36,12 +36,14 @@ def required_wall(type_: str) -> Wall:
         ) from error
 
 
-def limits(settings: SandboxSettings, seconds: float, memory_mb: int, output: int) -> Limits:
+def limits(
+    settings: SandboxSettings, seconds: float, memory_mb: int, output: int, disk_mb: int | None = None
+) -> Limits:
     """What a grader asks for, within what the operator allows."""
     return Limits(
         seconds=min(seconds, settings.max_seconds),
         memory=min(memory_mb, settings.max_memory_mb) * MEGABYTE,
-        disk=settings.max_disk_mb * MEGABYTE,
+        disk=min(disk_mb or settings.max_disk_mb, settings.max_disk_mb) * MEGABYTE,
         processes=settings.max_processes,
         output=output,
     )
@@ -71,7 +73,9 @@ class SharedSandbox:
                 try:
                     self._sandbox = Sandbox(self.wall, self.limits, self.modules)
                 except SandboxError as error:
-                    raise GradeFault(f"the sandbox does not start: {error.message}", "python_grader_server_error") from error
+                    raise GradeFault(
+                        f"the sandbox does not start: {error.message}", "python_grader_server_error"
+                    ) from error
             return self._sandbox
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -17,10 +17,10 @@ from bgpo.sandbox.sandbox import Sandbox
 class Pool:
     """Keeps `size` unused sandboxes ready. A context manager; safe to share between threads."""
 
-    def __init__(self, wall: Wall, limits: Limits, size: int) -> None:
+    def __init__(self, wall: Wall, limits: Limits, size: int, modules: Sequence[str] = ()) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
-        self._wall, self._limits, self._size = wall, limits, size
+        self._wall, self._limits, self._size, self._modules = wall, limits, size, modules
         self._ready: deque[Sandbox] = deque()
         self._used: deque[Sandbox] = deque()
         self._failure: SandboxError | None = None
@@ -85,7 +85,7 @@ class Pool:
                     self._changed.wait()
                     continue
             try:
-                sandbox = Sandbox(self._wall, self._limits)
+                sandbox = Sandbox(self._wall, self._limits, self._modules)
             except SandboxError as error:
                 with self._changed:
                     self._failure = error

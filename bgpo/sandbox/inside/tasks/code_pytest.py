@@ -22,7 +22,7 @@ from .remote import Connection, Untestable
 
 FILE = "test_solution.py"
 MAX_RESULTS = 1000
-_OPTIONS = ("-q", "--import-mode=importlib", "--rootdir=.", "-c", os.devnull, "-s")
+_OPTIONS = ("-q", "--import-mode=importlib", "--rootdir=.", "-c", os.devnull, "-s", "--tb=native")
 _WITHOUT = ("cacheprovider", "stepwise", "faulthandler", "junitxml", "pastebin", "doctest", "debugging", "setupplan")
 
 
@@ -87,7 +87,7 @@ def _lookup(connection: Connection, name: str) -> Any:
 
 
 def _fail(error: Exception) -> NoReturn:
-    raise error
+    raise error.with_traceback(None)
 
 
 def _absent(name: str, fail: Callable[[], NoReturn]) -> Any:
@@ -97,7 +97,7 @@ def _absent(name: str, fail: Callable[[], NoReturn]) -> Any:
         fail()
 
     methods = ("__call__", "__getattr__", "__getitem__", "__len__", "__iter__", "__eq__", "__ne__", "__bool__")
-    members = {method: use for method in (*methods, "__lt__", "__le__", "__gt__", "__ge__", "__add__", "__contains__")}
+    members = dict.fromkeys((*methods, "__lt__", "__le__", "__gt__", "__ge__", "__add__", "__contains__"), use)
     return type(name, (), members | {"__hash__": lambda _: 0})()
 
 
@@ -115,12 +115,15 @@ class Results:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def pytest_collectreport(self, report: Any) -> None:
-        """A file that cannot be imported fails, unless that is its own fault."""
-        if not report.failed:
-            return
-        message = _last_line(str(report.longrepr))
-        if self._connection.failed:
+    def pytest_exception_interact(self, node: Any, call: Any, report: Any) -> None:
+        """Why a test fails, or the file cannot be imported: an own fault of the file, if not the program's."""
+        error = call.excinfo.value
+        message = f"{type(error).__name__}: {error}"[:300].partition("\n")[0]
+        if isinstance(error, Untestable):
+            self.fault = message
+        elif report.when != "collect":
+            self._failures[report.nodeid] = message
+        elif self._connection.failed:
             self._write({"collected": [FILE]})
             self._write({"test": FILE, "passed": False, "message": message, "skipped": False})
         else:
@@ -129,30 +132,19 @@ class Results:
     def pytest_collection_finish(self, session: Any) -> None:
         """All tests, before the first runs."""
         names = [item.nodeid.partition("::")[2] for item in session.items]
-        if not 1 <= len(names) <= MAX_RESULTS:
+        if session.testsfailed == 0 and not 1 <= len(names) <= MAX_RESULTS:
             self.fault = self.fault or f"it has {len(names)} test functions, not 1 to {MAX_RESULTS}"
             session.items.clear()
-            return
-        self._write({"collected": names})
+        elif names:
+            self._write({"collected": names})
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """A test passes when set-up, call and tear-down do; one that is skipped does not count."""
         if report.failed:
-            self._failures.setdefault(report.nodeid, _last_line(report.longreprtext))
+            self._failures.setdefault(report.nodeid, "failed")  # why, if pytest knows, comes right after
         if report.skipped and not hasattr(report, "wasxfail"):
             self._skipped.add(report.nodeid)
         if report.when == "teardown":
             failure = self._failures.get(report.nodeid)
             line = {"test": report.nodeid.partition("::")[2], "passed": failure is None, "message": failure or ""}
             self._write(line | {"skipped": report.nodeid in self._skipped and failure is None})
-
-    def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
-        """A value that cannot cross to the program is the test's fault."""
-        if call.excinfo is not None and isinstance(call.excinfo.value, Untestable):
-            self.fault = str(call.excinfo.value)
-
-
-def _last_line(text: str) -> str:
-    """What failed: the first line of pytest's that says it, else the last."""
-    errors = [line[1:].strip() for line in text.splitlines() if line.startswith("E ")]
-    return (errors[0] if errors else text.strip().rpartition("\n")[2])[:300]
