@@ -13,12 +13,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from bgpo.errors import SandboxError
 from bgpo.rewards.extract import answer_text
 from bgpo.rewards.grade import Grade, GradeFault, Grader, Sample, rendered
 from bgpo.rewards.programs import (
+    BATCH,
     CHECKER_MODULES,
     PROGRAM_MODULES,
     PYTEST_MODULES,
@@ -69,9 +71,10 @@ class CodeGrader(Grader):
         bounds = limits(resources.settings.sandbox, spec.timeout_seconds, spec.memory_mb, MAX_OUTPUT, DISK_MB)
         self._seconds = bounds.seconds
         wall = required_wall(spec.type)
-        self._checker = SharedSandbox(wall, bounds, CHECKER_MODULES)
+        batch = replace(bounds, seconds=bounds.seconds * BATCH + 1)  # each test has its own limit within
+        self._checker = SharedSandbox(wall, batch, CHECKER_MODULES)
         self._pytest = SharedSandbox(wall, bounds, PYTEST_MODULES)  # apart: most rows never need it
-        self._programs = Pool(wall, bounds, POOL, PROGRAM_MODULES)
+        self._programs = Pool(wall, batch, POOL, PROGRAM_MODULES)
 
     def close(self) -> None:
         self._programs.close()
@@ -95,18 +98,32 @@ class CodeGrader(Grader):
 
     def _outcomes(self, source: str, entry_point: str, tests: list[Test]) -> list[list[Outcome]]:
         """Of each test its outcomes, in a sandbox for this program."""
-        outcomes: list[list[Outcome]] = []
+        groups: list[list[Outcome]] = []
         with self._programs.take() as sandbox:
             program = Program(sandbox, source, entry_point, self._seconds)
-            for number, test in enumerate(tests, start=1):
-                if sum(outcome.timed_out for group in outcomes for outcome in group) >= MAX_TIMEOUTS:
-                    outcomes.append([Outcome(False, f"not run after {MAX_TIMEOUTS} timeouts")])
-                    continue
+            while rest := tests[len(groups) :]:
+                patience = MAX_TIMEOUTS - sum(outcome.timed_out for group in groups for outcome in group)
+                if patience <= 0:
+                    return groups + [[Outcome(False, f"not run after {MAX_TIMEOUTS} timeouts")]] * len(rest)
                 try:
-                    outcomes.append(program.run(test, self._pytest if isinstance(test, PytestFile) else self._checker))
+                    groups += self._next(program, rest, patience)
                 except UnusableTest as error:
-                    raise GradeFault(f"test {number}: {error}") from error
-        return outcomes
+                    raise GradeFault(f"test {len(groups) + error.position + 1}: {error}") from error
+        return groups
+
+    def _next(self, program: Program, tests: list[Test], patience: int) -> list[list[Outcome]]:
+        """Of the first test, or the first few that can go together."""
+        first = tests[0]
+        if isinstance(first, Case):
+            return [[program.case(first)]]
+        if isinstance(first, PytestFile):
+            return [program.pytest(first, self._pytest)]
+        together: list[Assertions] = []
+        for test in tests[:BATCH]:
+            if not isinstance(test, Assertions):
+                break
+            together.append(test)
+        return [[outcome] for outcome in program.assertions(together, self._checker, patience)]
 
     def _result(self, groups: list[list[Outcome]]) -> Grade:
         outcomes = [(number, outcome) for number, group in enumerate(groups, start=1) for outcome in group]

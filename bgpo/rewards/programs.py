@@ -12,14 +12,17 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from bgpo.rewards.sandboxes import SharedSandbox
 from bgpo.sandbox.sandbox import Result, Sandbox
 
 STARTED = b"started\n"
 """As in `bgpo.sandbox.inside.tasks.code_program`."""
+BATCH = 8
+"""Assertions that go to the sandboxes together: each needs a socket."""
 CHECKER_MODULES = ("tasks.code_check",)
 PYTEST_MODULES = ("tasks.code_pytest", "pytest", "unittest", "difflib", "_pytest.skipping", "_pytest.unittest")
 PROGRAM_MODULES = ("tasks.code_program",)
@@ -30,7 +33,11 @@ class StartError(RuntimeError):
 
 
 class UnusableTest(ValueError):
-    """A test that cannot be run, whatever the program is."""
+    """A test that cannot be run, whatever the program is; `position` among those run together."""
+
+    def __init__(self, message: str, position: int = 0) -> None:
+        super().__init__(message)
+        self.position = position
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +75,6 @@ class Outcome:
     name: str = ""
 
 
-class _Call:
-    """A task of the program's sandbox, run by a thread beside the checker's."""
-
-    def __init__(self, sandbox: Sandbox, source: str, end: socket.socket) -> None:
-        self._result: Result | None = None
-        self._thread = threading.Thread(target=self._run, args=(sandbox, source, end), daemon=True)
-        self._thread.start()
-
-    def _run(self, sandbox: Sandbox, source: str, end: socket.socket) -> None:
-        with end:  # our copy: with the host's gone too, the checker sees the end
-            self._result = sandbox.run("code_program:host", {"source": source}, fds=(end.fileno(),))
-
-    def result(self) -> Result:
-        """Wait for the end of the task, at most its time limit."""
-        self._thread.join()
-        assert self._result is not None
-        return self._result
-
-
 class Program:
     """A program in a one-shot sandbox. Not for several threads."""
 
@@ -94,27 +82,55 @@ class Program:
         self._sandbox, self._source, self._entry_point, self._seconds = sandbox, source, entry_point, seconds
         self._started = False
 
-    def run(self, test: Test, checker: SharedSandbox) -> list[Outcome]:
-        """Run one test: one outcome, or those of the functions of a pytest file.
+    def assertions(self, tests: Sequence[Assertions], checker: SharedSandbox, timeouts: int) -> list[Outcome]:
+        """Run at most BATCH tests; those after as many timeouts are left out.
 
         Raises:
             StartError: a sandbox is at fault.
-            UnusableTest: the test is.
+            UnusableTest: a test is; `position` says which.
             GradeFault: the checker's sandbox does not start.
         """
-        if isinstance(test, Case):
-            return [self._case(test)]
-        if isinstance(test, PytestFile):
-            return self._pytest(test, checker)
-        return [self._assertions(test, checker)]
+        arguments = {
+            "tests": [test.source for test in tests],
+            "entry_point": self._entry_point,
+            "seconds": self._seconds,
+            "timeouts": timeouts,
+        }
+        result, lines = self._checked("code_check:assertions", arguments, checker, len(tests))
+        outcomes: list[Outcome] = []
+        for line in lines:
+            if line.get("untestable"):
+                raise UnusableTest(str(line["message"]), len(outcomes))
+            if line.get("no_host"):
+                self._note(False)
+                outcomes.append(Outcome(False, "the program has broken its sandbox"))
+            elif line.get("timeout"):
+                outcomes.append(self._out_of_time())
+            else:
+                outcomes.append(Outcome(bool(line["passed"]), str(line["message"])))
+            self._started = True
+        if result.ended == "returned" or len(outcomes) == len(tests):
+            return outcomes
+        if result.ended == "timeout":  # a test that does not let itself be stopped
+            return [*outcomes, self._out_of_time()]
+        return [*outcomes, self._unchecked(result, len(outcomes))]
 
-    def _case(self, case: Case) -> Outcome:
+    def case(self, case: Case) -> Outcome:
+        """Run the program with an input; it passes with exit status 0 and the output, lines compared word by word.
+
+        Raises:
+            StartError: the sandbox is at fault.
+        """
         reading, writing = os.pipe()
         with open(reading, "rb", 0) as started, open(writing, "wb", 0) as marker:
             os.set_blocking(reading, False)  # a process that the program leaves behind may hold the other end
             stdin = case.input.encode(errors="replace")
             result = self._sandbox.run(
-                "code_program:script", {"source": self._source}, fds=(marker.fileno(),), stdin=stdin
+                "code_program:script",
+                {"source": self._source},
+                fds=(marker.fileno(),),
+                stdin=stdin,
+                seconds=self._seconds,
             )
             self._note(started.read(len(STARTED)) == STARTED)
         if result.ended == "raised":
@@ -128,26 +144,15 @@ class Program:
             return Outcome(True)
         return Outcome(False, f"wrote {printed[:80]!r}, not {case.output[:80]!r}")
 
-    def _assertions(self, test: Assertions, checker: SharedSandbox) -> Outcome:
-        arguments = {"test": test.source, "entry_point": self._entry_point}
-        result, host = self._checked("code_check:assertions", arguments, checker)
-        if result.ended == "timeout":
-            return self._out_of_time()
-        verdict = self._verdict(result)
-        if not verdict:
-            return self._failure(host.result())
-        message = str(verdict["message"])
-        if not verdict["passed"] and "has ended" in message and host.result().ended != "returned":
-            return self._failure(host.result())
-        return Outcome(bool(verdict["passed"]), message)
-
-    def _pytest(self, test: PytestFile, checker: SharedSandbox) -> list[Outcome]:
-        with open(os.memfd_create("results"), "w+b") as file:
-            result, host = self._checked("code_pytest:pytest_file", {"test": test.source}, checker, file)
-            file.seek(0)
-            lines = [json.loads(line) for line in file.read().splitlines() if line.endswith(b"}")]
-        if result.ended != "timeout" and not self._verdict(result):
-            return [self._failure(host.result())]
+    def pytest(self, test: PytestFile, checker: SharedSandbox) -> list[Outcome]:
+        """Run a test file: an outcome for each of its test functions. Raises as `assertions`."""
+        result, lines = self._checked("code_pytest:pytest_file", {"test": test.source}, checker, 1)
+        if result.ended == "returned" and result.value.get("no_host"):
+            self._note(False)
+            return [Outcome(False, "the program has broken its sandbox")]
+        self._started = True
+        if result.ended == "returned" and result.value.get("untestable"):
+            raise UnusableTest(str(result.value["untestable"]))
         names: list[str] = next((line["collected"] for line in lines if "collected" in line), [])
         ran = {line["test"]: line for line in lines if "test" in line}
         outcomes = [
@@ -159,38 +164,44 @@ class Program:
         if result.ended == "timeout":
             outcomes.append(self._out_of_time(*missing[:1]))
             missing = missing[1:]
+        elif result.ended != "returned":
+            outcomes.append(self._unchecked(result))
         outcomes += [Outcome(False, "not run", name=name) for name in missing]
         if not outcomes:
             raise UnusableTest("every test function is skipped")
         return outcomes
 
     def _checked(
-        self, task: str, arguments: dict[str, Any], checker: SharedSandbox, *files: IO[bytes]
-    ) -> tuple[Result, _Call]:
-        """Run a task of the checker that speaks with the program's host."""
+        self, task: str, arguments: dict[str, Any], checker: SharedSandbox, count: int
+    ) -> tuple[Result, list[dict[str, Any]]]:
+        """Run a task of the checker that speaks with the program's host over so many sockets; also what it wrote."""
         sandbox = checker.get()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            host = _Call(self._sandbox, self._source, ours)
-            fds = (theirs.fileno(), *(file.fileno() for file in files))
-            return sandbox.run(task, arguments, fds=fds), host
+        pairs = [socket.socketpair() for _ in range(count)]
+        ends = [[ours for ours, _ in pairs], [theirs for _, theirs in pairs]]
+        seconds = self._seconds * count + 1
+        with open(os.memfd_create("results"), "w+b") as file:
+            threading.Thread(target=self._host, args=(ends[0], seconds), daemon=True).start()
+            fds = (file.fileno(), *(end.fileno() for end in ends[1]))
+            result = sandbox.run(task, arguments, fds=fds, seconds=self._seconds if count == 1 else seconds)
+            for end in ends[1]:
+                end.close()
+            file.seek(0)
+            return result, [json.loads(line) for line in file.read().splitlines() if line.endswith(b"}")]
 
-    def _verdict(self, result: Result) -> dict[str, Any]:
-        """What the checker says; nothing when the program's sandbox was broken by an earlier test."""
+    def _host(self, ends: list[socket.socket], seconds: float) -> None:
+        """The program's side, beside the checker's; it ends when the checker's sockets close, or with its sandbox."""
+        fds = tuple(end.fileno() for end in ends)
+        self._sandbox.run("code_program:host", {"source": self._source}, fds=fds, seconds=seconds)
+        for end in ends:
+            end.close()
+
+    def _unchecked(self, result: Result, position: int = 0) -> Outcome:
+        """Of a test that ended the checker's process."""
         if result.ended == "exited":
-            raise UnusableTest(f"the test ends its process (status {result.status})")
+            raise UnusableTest(f"the test ends its process (status {result.status})", position)
         if result.ended == "memory":
-            return {"passed": False, "message": "the values of this test take more than its memory"}
-        if result.ended != "returned":
-            raise StartError(f"the checker's sandbox failed: {result.message or result.ended}")
-        verdict: dict[str, Any] = result.value
-        if "no_host" in verdict:
-            self._note(False)
-            return {}
-        self._started = True
-        if verdict.get("untestable"):
-            raise UnusableTest(str(verdict.get("message", verdict["untestable"])))
-        return verdict or {"passed": True}
+            return Outcome(False, "the values of this test take more than its memory")
+        raise StartError(f"the checker's sandbox failed: {result.message or result.ended}")
 
     def _note(self, started: bool) -> None:
         """Remember that the program has run. Raises StartError when it never could."""
@@ -206,9 +217,6 @@ class Program:
             "memory": "used more than its memory",
             "output": "wrote more than its limit",
             "lost": "the program has broken its sandbox",
-            "exited": f"the program has ended (status {result.status})",
-            "raised": result.message,
-            "returned": "the program has ended",
         }
         return Outcome(False, reasons[result.ended])
 

@@ -9,8 +9,12 @@ process: the checker believes nothing but plain values.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
+import select
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import IO, Any
@@ -18,16 +22,51 @@ from typing import IO, Any
 from .values import MAX_LINE, decode, encode
 
 MAX_ITEMS = 100_000
+BEGIN = "begin\n"
+"""A checker's first word on a socket."""
 STARTED = "started\n"
 """Said before anything of the program runs: a sandbox that breaks afterwards was broken by the program."""
 
 
 def host(arguments: dict[str, Any], fds: list[int]) -> None:
-    """Execute `source`, then answer until the checker closes the socket `fds[0]`."""
+    """Execute `source` anew for each of the sockets `fds` over which a checker says BEGIN, one after the other.
+
+    Each time in a process of its own, which answers until the checker closes the socket, and ends at the latest when
+    the next one begins: what a program leaves of one test does not reach another.
+    """
     _unlimited_integers()
-    server = Host(os.fdopen(fds[0]), os.fdopen(os.dup(fds[0]), "w"))
-    server.greet()
-    server.serve(arguments["source"])
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    for fd, following in zip(fds, [*fds[1:], None], strict=True):
+        if os.read(fd, len(BEGIN)) == BEGIN.encode():
+            _serve(arguments["source"], fd, following)
+        os.close(fd)
+
+
+def _serve(source: str, fd: int, following: int | None) -> None:
+    """Serve one socket in a process of its own, until that ends or the following socket has something to say."""
+    lives, held = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.setpgid(0, 0)
+        server = Host(os.fdopen(fd), os.fdopen(os.dup(fd), "w"))
+        server.greet()
+        server.serve(source)
+        os._exit(0)
+    os.close(held)  # the process alone holds it now
+    poll = select.poll()
+    poll.register(lives, select.POLLIN)
+    if following is not None:
+        poll.register(following, select.POLLIN)
+    poll.poll()
+    os.close(lives)
+    for kill in (os.killpg, os.kill):  # it may not have its group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    with socket.socket(fileno=os.dup(fd)) as end:  # others may hold copies of it
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def script(arguments: dict[str, Any], fds: list[int]) -> None:
@@ -40,6 +79,10 @@ def script(arguments: dict[str, Any], fds: list[int]) -> None:
     main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main
     exec(code, main.__dict__)  # noqa: S102 - its purpose
+    threading = sys.modules.get("threading")
+    for thread in threading.enumerate() if threading else ():  # as the interpreter does at its end
+        if thread is not threading.current_thread() and not thread.daemon:  # type: ignore[union-attr]
+            thread.join()
 
 
 def _unlimited_integers() -> None:

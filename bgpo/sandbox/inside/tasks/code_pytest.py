@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import ast
 import builtins
-import json
 import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn
 
-from .code_check import connect
+from .code_check import connect, quiet, write
 from .remote import Connection, Untestable
 
 FILE = "test_solution.py"
@@ -27,12 +26,13 @@ _WITHOUT = ("cacheprovider", "stepwise", "faulthandler", "junitxml", "pastebin",
 
 
 def pytest_file(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """Run the file `test` with its results to `fds[1]`: {}, {"untestable": why}, or {"no_host"}.
+    """Run the file `test` over the socket `fds[1]`: {}, {"untestable": why}, or {"no_host"}.
 
-    Results are lines of JSON: {"collected": names}, then {"test", "passed", "message", "skipped"} for each.
+    Results go to the file `fds[0]` as lines: {"collected": names}, then {"test", "passed", "message", "skipped"} each.
     """
-    connection = connect(fds)
-    if not connection.greeted():
+    quiet()
+    connection = connect(fds[1])
+    if not connection.begin():
         return {"no_host": True}
     try:
         used = _names(arguments["test"])
@@ -44,7 +44,7 @@ def pytest_file(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     import pytest
 
-    results = Results(os.fdopen(fds[1], "w"), connection)
+    results = Results(os.fdopen(fds[0], "w"), connection)
     without = [argument for name in _WITHOUT for argument in ("-p", f"no:{name}")]
     pytest.main([*_OPTIONS, *without, FILE], plugins=[results])
     return {"untestable": results.fault} if results.fault else {}
@@ -111,10 +111,6 @@ class Results:
         self.fault: str | None = None
         """Why the file cannot be used, whatever the program is."""
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
     def pytest_exception_interact(self, node: Any, call: Any, report: Any) -> None:
         """Why a test fails, or the file cannot be imported: an own fault of the file, if not the program's."""
         error = call.excinfo.value
@@ -124,8 +120,8 @@ class Results:
         elif report.when != "collect":
             self._failures[report.nodeid] = message
         elif self._connection.failed:
-            self._write({"collected": [FILE]})
-            self._write({"test": FILE, "passed": False, "message": message, "skipped": False})
+            write(self._file, {"collected": [FILE]})
+            write(self._file, {"test": FILE, "passed": False, "message": message, "skipped": False})
         else:
             self.fault = message
 
@@ -136,7 +132,7 @@ class Results:
             self.fault = self.fault or f"it has {len(names)} test functions, not 1 to {MAX_RESULTS}"
             session.items.clear()
         elif names:
-            self._write({"collected": names})
+            write(self._file, {"collected": names})
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """A test passes when set-up, call and tear-down do; one that is skipped does not count."""
@@ -147,4 +143,4 @@ class Results:
         if report.when == "teardown":
             failure = self._failures.get(report.nodeid)
             line = {"test": report.nodeid.partition("::")[2], "passed": failure is None, "message": failure or ""}
-            self._write(line | {"skipped": report.nodeid in self._skipped and failure is None})
+            write(self._file, line | {"skipped": report.nodeid in self._skipped and failure is None})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import IO, Any
 
-from .code_program import STARTED
+from .code_program import BEGIN, STARTED
 from .values import MAX_LINE, decode, encode
 
 
@@ -27,9 +28,20 @@ class Connection:
         self.failed = False
         """Whether the program has raised, ended, or answered nonsense at least once."""
 
-    def greeted(self) -> bool:
-        """Whether the host has started."""
-        return self._replies.readline(len(STARTED)) == STARTED
+    def begin(self) -> bool:
+        """Have the program started; whether it was."""
+        try:
+            self._requests.write(BEGIN)
+            self._requests.flush()
+            return self._replies.readline(len(STARTED)) == STARTED
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+
+    def close(self) -> None:
+        """End the host's process for this connection."""
+        self._replies.close()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._requests.close()
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """The value of a request. Raises what the program raised, as a builtin exception, or RemoteError."""
