@@ -86,6 +86,7 @@ class Sandbox:
         self._closing = self._ended = False
         self._problem = ""
         self._ready = threading.Event()
+        self._runner: int | None = None
         self._base = _BASE_BYTES
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         ours, self._theirs = socket.socketpair()
@@ -248,7 +249,9 @@ class Sandbox:
                 raise _Gone("closed")
         if "error" in messages[0]:
             raise _Gone(messages[0]["error"])
-        self._base = _BASE_BYTES + memory(descendants(process.pid), 0)
+        pids = descendants(process.pid)
+        self._runner = pids[-1]
+        self._base = _BASE_BYTES + memory(pids, 0)
 
     def _receive(self, seconds: float | None, errors: _ErrorPipe | None = None) -> list[dict[str, Any]]:
         """What has come from the runner within the time. Raises _Gone."""
@@ -297,11 +300,11 @@ class Sandbox:
         return "lost"
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """End the runner, which takes everything inside with it; the wall's own processes follow."""
+        """End the runner, which takes everything inside with it; the wall's processes end when that is done."""
         with contextlib.suppress(OSError):
             self._channel.socket.shutdown(socket.SHUT_RDWR)
-        if self._wall.contained:
-            _kill(descendants(process.pid)[::-1])
+        if self._wall.contained and self._runner in descendants(process.pid):
+            _kill([self._runner])
         try:
             process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
