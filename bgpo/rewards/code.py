@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -74,10 +75,15 @@ class CodeGrader(Grader):
         batch = replace(bounds, seconds=bounds.seconds * BATCH + 1)  # each test has its own limit within
         self._checker = SharedSandbox(wall, batch, CHECKER_MODULES)
         self._pytest = SharedSandbox(wall, bounds, PYTEST_MODULES)  # apart: most rows never need it
-        self._programs = Pool(wall, batch, POOL, PROGRAM_MODULES)
+        self._make_pool: Callable[[], Pool] = lambda: Pool(wall, batch, POOL, PROGRAM_MODULES)
+        self._pool: Pool | None = None
+        self._lock = threading.Lock()
 
     def close(self) -> None:
-        self._programs.close()
+        with self._lock:
+            if self._pool is not None:
+                self._pool.close()
+                self._pool = None
         self._checker.close()
         self._pytest.close()
 
@@ -96,10 +102,17 @@ class CodeGrader(Grader):
                 failure = error
         raise GradeFault(str(failure), "python_grader_server_error") from failure
 
+    def _programs(self) -> Pool:
+        """The pool, started at its first use: a grader that is only validated needs none."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = self._make_pool()
+            return self._pool
+
     def _outcomes(self, source: str, entry_point: str, tests: list[Test]) -> list[list[Outcome]]:
         """Of each test its outcomes, in a sandbox for this program."""
         groups: list[list[Outcome]] = []
-        with self._programs.take() as sandbox:
+        with self._programs().take() as sandbox:
             program = Program(sandbox, source, entry_point, self._seconds)
             while rest := tests[len(groups) :]:
                 patience = MAX_TIMEOUTS - sum(outcome.timed_out for group in groups for outcome in group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -12,6 +12,9 @@ from bgpo.errors import SandboxError
 from bgpo.sandbox.launch import Wall
 from bgpo.sandbox.limits import Limits
 from bgpo.sandbox.sandbox import Sandbox
+
+STARTERS = 2
+"""Sandboxes that are started at a time: half of a start is waiting for the kernel."""
 
 
 class Pool:
@@ -26,8 +29,10 @@ class Pool:
         self._failure: SandboxError | None = None
         self._closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._fill, name="sandbox-pool", daemon=True)
-        self._thread.start()
+        self._starting = 0
+        self._threads = [threading.Thread(target=self._fill, name="sandbox-pool", daemon=True) for _ in range(STARTERS)]
+        for thread in self._threads:
+            thread.start()
 
     @contextmanager
     def take(self) -> Iterator[Sandbox]:
@@ -41,15 +46,20 @@ class Pool:
             yield sandbox
         finally:
             with self._changed:
-                self._used.append(sandbox)
-                self._changed.notify_all()
+                closed = self._closed
+                if not closed:
+                    self._used.append(sandbox)
+                    self._changed.notify_all()
+            if closed:
+                sandbox.close()
 
     def close(self) -> None:
-        """End all sandboxes; those taken end too."""
+        """End all sandboxes; one that is taken, when its caller is done."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -75,31 +85,32 @@ class Pool:
                 self._changed.wait()
 
     def _fill(self) -> None:
-        """The pool's thread: start what is missing, end what was used."""
-        while not self._closed:
-            self._end_used()
-            with self._changed:
-                if self._used or self._closed:
-                    continue
-                if len(self._ready) >= self._size or self._failure is not None:
-                    self._changed.wait()
-                    continue
-            try:
-                sandbox = Sandbox(self._wall, self._limits, self._modules)
-            except SandboxError as error:
-                with self._changed:
-                    self._failure = error
-                    self._changed.notify_all()
-                continue
-            with self._changed:
-                self._ready.append(sandbox)
-                self._changed.notify_all()
-        with self._changed:
-            self._used += self._ready
-            self._ready.clear()
-            self._changed.notify_all()
-        self._end_used()
+        """A thread of the pool."""
+        while (work := self._next_work()) is not None:
+            work()
 
-    def _end_used(self) -> None:
-        while self._used:
-            self._used.popleft().close()
+    def _next_work(self) -> Callable[[], None] | None:
+        """Wait for something to do: end what was used, start what is missing. None when the pool is closed."""
+        with self._changed:
+            while True:
+                if self._used:
+                    return self._used.popleft().close
+                if self._closed:
+                    return self._ready.popleft().close if self._ready else None
+                if self._failure is None and len(self._ready) + self._starting < self._size:
+                    self._starting += 1
+                    return self._start
+                self._changed.wait()
+
+    def _start(self) -> None:
+        sandbox = failure = None
+        try:
+            sandbox = Sandbox(self._wall, self._limits, self._modules)
+        except SandboxError as error:
+            failure = error
+        with self._changed:
+            self._starting -= 1
+            self._failure = failure or self._failure
+            if sandbox is not None:
+                self._ready.append(sandbox)
+            self._changed.notify_all()
