@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -59,8 +60,17 @@ class Unwalled:
     def launch(self, limits: Limits) -> Iterator[Launch]:
         """The runner in a temporary folder."""
         with TemporaryDirectory(prefix="bgpo-sandbox-", ignore_cleanup_errors=True) as folder:
-            command = [sys.executable, "-I", "-S", str(INSIDE / "runner.py")]
-            yield Launch(command, folder, site_folders())
+            yield Launch([sys.executable, *runner(str(INSIDE))], folder, site_folders())
+
+
+def runner(folder: str) -> list[str]:
+    """Arguments of the interpreter that run the runner of a folder: as a module, which is not compiled each time."""
+    return ["-I", "-S", "-c", f"import sys; sys.path.insert(0, {folder!r}); import runner; runner.main()"]
+
+
+def compile_inside() -> None:
+    """Compile what runs inside once, where the sandbox cannot write: a fifth of its start. May be unable to write."""
+    compileall.compile_dir(INSIDE, quiet=2)
 
 
 def site_folders() -> list[str]:
