@@ -12,7 +12,6 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bgpo.egress import host_pattern
-
 from bgpo.sandbox.consent import UNSANDBOXED as UNSANDBOXED
 from bgpo.sandbox.consent import unsandboxed_allowed as unsandboxed_allowed
 

@@ -146,19 +146,6 @@ class TestCreate:
         assert param in error["message"]
         assert "item.answer" in error["message"]
 
-    def test_a_grader_that_this_machine_may_not_run_is_refused(
-        self, service: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        body = service.body(training_file=service.upload(service.rows()).json()["id"])
-        body["method"]["reinforcement"]["grader"] = {"type": "code", "name": "c", "tests": "assert f() == 1"}
-        monkeypatch.delenv("BGPO_ALLOW_UNSANDBOXED", raising=False)
-        with service.http() as http:
-            error = error_of(http.post(URL, json=body))
-            assert (error["param"], error["code"]) == ("method.reinforcement.grader.type", "invalid_grader")
-            assert "BGPO_ALLOW_UNSANDBOXED" in error["message"]
-            monkeypatch.setenv("BGPO_ALLOW_UNSANDBOXED", "1")
-            assert http.post(URL, json=body).status_code == 200
-
     def test_files_must_suit_the_method(self, service: Any) -> None:
         few = service.upload(service.rows(9)).json()["id"]
         answered = service.upload(service.rows(11) + service.rows(1, answered=True)).json()["id"]
