@@ -59,6 +59,12 @@ class GraderError(BgpoError):
     code = "grader_error"
 
 
+class SandboxError(BgpoError):
+    """Foreign code cannot be run here: there is no sandbox that holds, and no consent to do without."""
+
+    code = "sandbox_unavailable"
+
+
 class NonFiniteError(BgpoError):
     """Loss or gradient became NaN or infinite too often."""
 

@@ -21,6 +21,7 @@ from bgpo.rewards.grade import Grade, GradeErrorInfo, GradeErrorKind, Grader, Pa
 from bgpo.rewards.label_model import LabelModelGrader
 from bgpo.rewards.math import MathGrader
 from bgpo.rewards.multi import MultiGrader
+from bgpo.rewards.python import PythonGrader
 from bgpo.rewards.reward_model import RewardModelGrader
 from bgpo.rewards.score_model import ScoreModelGrader
 from bgpo.rewards.settings import GraderSettings, Resources
@@ -45,12 +46,13 @@ __all__ = [
 
 _COMPILERS: dict[type, Callable[[Any, Resources], Grader]] = {
     specs.StringCheckSpec: lambda spec, _: StringCheckGrader(spec),
+    specs.PythonSpec: PythonGrader,
     specs.ScoreModelSpec: ScoreModelGrader,
     specs.LabelModelSpec: LabelModelGrader,
     specs.SudokuSpec: lambda spec, _: SudokuGrader(spec),
     specs.CountdownSpec: lambda spec, _: CountdownGrader(spec),
     specs.MathSpec: lambda spec, _: MathGrader(spec),
-    specs.CodeSpec: lambda spec, _: CodeGrader(spec),
+    specs.CodeSpec: CodeGrader,
     specs.EndpointSpec: EndpointGrader,
     specs.RewardModelSpec: RewardModelGrader,
 }

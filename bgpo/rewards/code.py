@@ -1,11 +1,10 @@
 """`code`: the program in a completion, run against tests.
 
 The program is the last fenced block (inside the last `<answer>` tag, if there is one), else the whole answer. A test is
-the source of assertions, or an input with the output it should give. Each runs in processes of its own with limits on
-time, memory and files (`isolation`). A program never sees what is expected: the assertions run in another process,
-which calls it for plain values (`children.code_child`), so that neither an always-equal object nor a patched builtin
-nor an early exit passes. That is isolation against accidents and cheating; it is no wall against an attacker
-(docs/rewards.md), hence the operator's consent in BGPO_ALLOW_UNSANDBOXED.
+the source of assertions, a file for pytest, or an input with the output it should give. Each completion has a sandbox
+to itself from a pool that is started ahead, and each test freshly forked processes. A program never sees what is
+expected: the tests run in another sandbox, which asks the program for plain values (`bgpo.rewards.programs`), so that
+neither an always-equal object nor a patched builtin nor an early exit passes.
 """
 
 from __future__ import annotations
@@ -13,20 +12,43 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from bgpo.errors import SpecError
+from bgpo.errors import SandboxError
 from bgpo.rewards.extract import answer_text
 from bgpo.rewards.grade import Grade, GradeFault, Grader, Sample, rendered
-from bgpo.rewards.isolation import Case, Limits, Outcome, StartError, UnusableTest, run_assertions, run_case
+from bgpo.rewards.programs import (
+    BATCH,
+    CHECKER_MODULES,
+    PROGRAM_MODULES,
+    PYTEST_MODULES,
+    Assertions,
+    Case,
+    Outcome,
+    Program,
+    PytestFile,
+    StartError,
+    Test,
+    UnusableTest,
+)
+from bgpo.rewards.sandboxes import MEGABYTE, SharedSandbox, limits, required_wall
+from bgpo.rewards.settings import Resources
 from bgpo.rewards.spec import CodeSpec
 from bgpo.rewards.templates import parse_template
+from bgpo.sandbox.pool import Pool
 
-CONSENT = "BGPO_ALLOW_UNSANDBOXED"
 MAX_PROGRAM = 32_768
 """Characters; less than what is searched of a completion, so that a program that begins before that is never cut."""
 MAX_TESTS = 200
+MAX_OUTPUT = 4 * MEGABYTE
+"""Bytes that a program may write in a test."""
+DISK_MB = 16
+"""Of files that a program writes."""
+POOL = 4
+"""Sandboxes that wait for a program."""
 MAX_TIMEOUTS = 2
 """After so many tests that ran out of time the rest fail unrun: an endless loop must not cost its limit each time."""
 
@@ -39,13 +61,7 @@ class CodeGrader(Grader):
 
     metric_names = ("solved", "tests_passed")
 
-    def __init__(self, spec: CodeSpec) -> None:
-        if os.environ.get(CONSENT) != "1":
-            raise SpecError(
-                "the code grader runs programs that the model wrote, and this version has no sandbox for them: "
-                f"set {CONSENT}=1 on a machine where that is acceptable (docs/rewards.md), or use another grader",
-                "type",
-            )
+    def __init__(self, spec: CodeSpec, resources: Resources) -> None:
         self.name, self.type = spec.name, spec.type
         self.concurrency = max(1, os.cpu_count() or 1)
         self._tests = parse_template(spec.tests)
@@ -53,7 +69,23 @@ class CodeGrader(Grader):
         self._entry_point = parse_template(spec.entry_point) if spec.entry_point is not None else None
         self._input = parse_template(spec.input)
         self._fraction = spec.reward == "fraction"
-        self._limits = Limits(spec.timeout_seconds, spec.memory_mb * 2**20)
+        bounds = limits(resources.settings.sandbox, spec.timeout_seconds, spec.memory_mb, MAX_OUTPUT, DISK_MB)
+        self._seconds = bounds.seconds
+        wall = required_wall(spec.type)
+        batch = replace(bounds, seconds=bounds.seconds * BATCH + 1)  # each test has its own limit within
+        self._checker = SharedSandbox(wall, batch, CHECKER_MODULES)
+        self._pytest = SharedSandbox(wall, bounds, PYTEST_MODULES)  # apart: most rows never need it
+        self._make_pool: Callable[[], Pool] = lambda: Pool(wall, batch, POOL, PROGRAM_MODULES)
+        self._pool: Pool | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._pool is not None:
+                self._pool.close()
+                self._pool = None
+        self._checker.close()
+        self._pytest.close()
 
     def _grade(self, sample: Sample, item: Mapping[str, Any]) -> Grade:
         tests = parse_tests(rendered(self._tests, sample, item))
@@ -61,37 +93,66 @@ class CodeGrader(Grader):
         entry_point = rendered(self._entry_point, sample, item) if self._entry_point is not None else ""
         program = extract_program(rendered(self._input, sample, item))
         if program is None:
-            return self._result([Outcome(False, "no program")] * len(tests))
+            return self._result([[Outcome(False, "no program")]] * len(tests))
         program = f"{prefix}\n\n{program}\n" if prefix else program
-        outcomes: list[Outcome] = []
-        for test in tests:
-            if sum(outcome.timed_out for outcome in outcomes) >= MAX_TIMEOUTS:
-                outcomes.append(Outcome(False, f"not run after {MAX_TIMEOUTS} timeouts"))
-                continue
+        for _ in range(2):  # a sandbox that has died is replaced once
             try:
-                if isinstance(test, Case):
-                    outcomes.append(run_case(program, test, self._limits))
-                else:
-                    outcomes.append(run_assertions(program, test, entry_point, self._limits))
-            except StartError as error:
-                raise GradeFault(str(error), "python_grader_server_error") from error
-            except UnusableTest as error:
-                raise GradeFault(f"test {len(outcomes) + 1}: {error}") from error
-        return self._result(outcomes)
+                return self._result(self._outcomes(program, entry_point, tests))
+            except (StartError, SandboxError) as error:
+                failure = error
+        raise GradeFault(str(failure), "python_grader_server_error") from failure
 
-    def _result(self, outcomes: list[Outcome]) -> Grade:
-        passed = sum(outcome.passed for outcome in outcomes) / len(outcomes)
+    def _programs(self) -> Pool:
+        """The pool, started at its first use: a grader that is only validated needs none."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = self._make_pool()
+            return self._pool
+
+    def _outcomes(self, source: str, entry_point: str, tests: list[Test]) -> list[list[Outcome]]:
+        """Of each test its outcomes, in a sandbox for this program."""
+        groups: list[list[Outcome]] = []
+        with self._programs().take() as sandbox:
+            program = Program(sandbox, source, entry_point, self._seconds)
+            while rest := tests[len(groups) :]:
+                patience = MAX_TIMEOUTS - sum(outcome.timed_out for group in groups for outcome in group)
+                if patience <= 0:
+                    return groups + [[Outcome(False, f"not run after {MAX_TIMEOUTS} timeouts")]] * len(rest)
+                try:
+                    groups += self._next(program, rest, patience)
+                except UnusableTest as error:
+                    raise GradeFault(f"test {len(groups) + error.position + 1}: {error}") from error
+        return groups
+
+    def _next(self, program: Program, tests: list[Test], patience: int) -> list[list[Outcome]]:
+        """Of the first test, or the first few that can go together."""
+        first = tests[0]
+        if isinstance(first, Case):
+            return [[program.case(first)]]
+        if isinstance(first, PytestFile):
+            return [program.pytest(first, self._pytest)]
+        together: list[Assertions] = []
+        for test in tests[:BATCH]:
+            if not isinstance(test, Assertions):
+                break
+            together.append(test)
+        return [[outcome] for outcome in program.assertions(together, self._checker, patience)]
+
+    def _result(self, groups: list[list[Outcome]]) -> Grade:
+        outcomes = [(number, outcome) for number, group in enumerate(groups, start=1) for outcome in group]
+        passed = sum(outcome.passed for _, outcome in outcomes) / len(outcomes)
         solved = passed == 1.0
         score = passed if self._fraction else float(solved)
         lines = (
-            f"test {number}: {'passed' if outcome.passed else 'failed: ' + outcome.message}"
-            for number, outcome in enumerate(outcomes, start=1)
+            f"test {number}{f' ({outcome.name})' if outcome.name else ''}: "
+            + ("passed" if outcome.passed else "failed: " + outcome.message)
+            for number, outcome in outcomes
         )
         metrics = {"solved": float(solved), "tests_passed": passed}
         return Grade(score, solved=solved, metrics=metrics, details=tuple(lines))
 
 
-def parse_tests(text: str) -> list[str | Case]:
+def parse_tests(text: str) -> list[Test]:
     """The tests of a row: a JSON list, or the source of one test. Raises GradeFault."""
     try:
         tests = json.loads(text)
@@ -102,12 +163,16 @@ def parse_tests(text: str) -> list[str | Case]:
     return [_test(test, number) for number, test in enumerate(tests, start=1)]
 
 
-def _test(test: Any, number: int) -> str | Case:
+def _test(test: Any, number: int) -> Test:
     if isinstance(test, str) and test.strip():
-        return test
+        return Assertions(test)
     if isinstance(test, dict) and isinstance(test.get("input"), str) and isinstance(test.get("output"), str):
         return Case(test["input"], test["output"])
-    raise GradeFault(f'test {number} must be source text, or {{"input": text, "output": text}}')
+    if isinstance(test, dict) and isinstance(test.get("pytest"), str) and test["pytest"].strip():
+        return PytestFile(test["pytest"])
+    raise GradeFault(
+        f'test {number} must be source text, {{"input": text, "output": text}} or {{"pytest": source of a file}}'
+    )
 
 
 def extract_program(text: str) -> str | None:

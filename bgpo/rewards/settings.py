@@ -5,7 +5,6 @@ The same for training (in the run specification), the API's `graders/run` and a 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
@@ -13,9 +12,8 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bgpo.egress import host_pattern
-
-UNSANDBOXED = "BGPO_ALLOW_UNSANDBOXED"
-"""Environment variable of the operator's consent: "1" lets `python` and `code` run without a wall."""
+from bgpo.sandbox.consent import UNSANDBOXED as UNSANDBOXED
+from bgpo.sandbox.consent import unsandboxed_allowed as unsandboxed_allowed
 
 
 class _Strict(BaseModel):
@@ -87,8 +85,3 @@ class Resources:
     """Values by name: the project's stored secrets, and `judge:NAME`, the key of a judge."""
     load_reward_model: Callable[[str], RewardModel] | None = None
     """Loads a directory of `settings.reward_models`; None where there is no PyTorch."""
-
-
-def unsandboxed_allowed() -> bool:
-    """Whether the operator consents to running programs without a wall."""
-    return os.environ.get(UNSANDBOXED) == "1"

@@ -1,0 +1,1 @@
+"""Tasks: functions `(arguments: dict, fds: list[int]) -> JSON value`, named `module:function`."""
