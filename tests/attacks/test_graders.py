@@ -198,7 +198,7 @@ def look():
         frame = frame.f_back
     small = [each for each in gc.get_objects() if type(each) in (dict, list, tuple) and len(each) < 100]
     found += [str(each)[:10**4].encode(errors="replace") for each in small]
-    return any(b"48" + b"211" in text for text in found)
+    return any(b"11284" in text[::-1] for text in found)  # backwards: else it would find itself
 def f(x):
     return look()
 print(look())
