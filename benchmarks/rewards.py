@@ -81,7 +81,7 @@ def main() -> None:
     _report.report("Grading one batch", rows, arguments.json)
 
 
-def measure(name: str, samples: int) -> dict[str, str | float | int]:
+def measure(name: str, samples: int) -> dict[str, _report.Value]:
     """Seconds for one batch, the share solved, and errors (which would make the time meaningless)."""
     spec, make = GRADERS[name]
     batch = make(samples)
@@ -96,7 +96,7 @@ def measure(name: str, samples: int) -> dict[str, str | float | int]:
         "grader": name,
         "samples": samples,
         "seconds": round(seconds, 3),
-        "target": TARGETS.get(name, ""),
+        "target": TARGETS.get(name),
         "ms_per_sample": round(1000 * seconds / samples, 2),
         "solved": round(sum(grade.solved for grade in grades) / samples, 3),
         "errors": sum(grade.error is not None for grade in grades),
