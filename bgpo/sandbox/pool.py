@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Literal, Self
 
 from bgpo.errors import SandboxError
 from bgpo.sandbox.launch import Wall
@@ -23,11 +24,14 @@ class Pool:
         self._wall, self._limits, self._size = wall, limits, size
         self._ready: deque[Sandbox] = deque()
         self._used: deque[Sandbox] = deque()
+        self._starting = 0
         self._failure: SandboxError | None = None
         self._closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._fill, name="sandbox-pool", daemon=True)
-        self._thread.start()
+        count = min(size, os.cpu_count() or 1)
+        self._threads = [threading.Thread(target=self._fill, name="sandbox-pool", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
 
     @contextmanager
     def take(self) -> Iterator[Sandbox]:
@@ -41,15 +45,24 @@ class Pool:
             yield sandbox
         finally:
             with self._changed:
-                self._used.append(sandbox)
-                self._changed.notify_all()
+                closed = self._closed
+                if not closed:
+                    self._used.append(sandbox)
+                    self._changed.notify_all()
+            if closed:  # nobody else would
+                sandbox.close()
 
     def close(self) -> None:
-        """End all sandboxes; those taken end too."""
+        """End all sandboxes that are not taken; those that are end when they are given back."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        self._used += self._ready
+        self._ready.clear()
+        while self._used:
+            self._used.popleft().close()
 
     def __enter__(self) -> Self:
         return self
@@ -75,31 +88,35 @@ class Pool:
                 self._changed.wait()
 
     def _fill(self) -> None:
-        """The pool's thread: start what is missing, end what was used."""
-        while not self._closed:
-            self._end_used()
-            with self._changed:
-                if self._used or self._closed:
-                    continue
-                if len(self._ready) >= self._size or self._failure is not None:
-                    self._changed.wait()
-                    continue
-            try:
-                sandbox = Sandbox(self._wall, self._limits)
-            except SandboxError as error:
-                with self._changed:
-                    self._failure = error
-                    self._changed.notify_all()
-                continue
-            with self._changed:
-                self._ready.append(sandbox)
-                self._changed.notify_all()
-        with self._changed:
-            self._used += self._ready
-            self._ready.clear()
-            self._changed.notify_all()
-        self._end_used()
+        """A thread of the pool: start what is missing, end what was used."""
+        while (work := self._work()) != "stop":
+            if isinstance(work, Sandbox):
+                work.close()
+            else:
+                self._start()
 
-    def _end_used(self) -> None:
-        while self._used:
-            self._used.popleft().close()
+    def _work(self) -> Sandbox | Literal["start", "stop"]:
+        """Wait for something to do: a sandbox to end, or one to start."""
+        with self._changed:
+            while not self._closed:
+                if self._used:
+                    return self._used.popleft()
+                if len(self._ready) + self._starting < self._size and self._failure is None:
+                    self._starting += 1
+                    return "start"
+                self._changed.wait()
+        return "stop"
+
+    def _start(self) -> None:
+        sandbox, failure = None, None
+        try:
+            sandbox = Sandbox(self._wall, self._limits)
+        except SandboxError as error:
+            failure = error
+        finally:
+            with self._changed:
+                self._starting -= 1
+                if sandbox is not None:
+                    self._ready.append(sandbox)
+                self._failure = failure or self._failure
+                self._changed.notify_all()
