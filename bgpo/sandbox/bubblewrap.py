@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bgpo.errors import SandboxError
 from bgpo.sandbox import seccomp
-from bgpo.sandbox.launch import ENVIRONMENT, INSIDE, Launch, compile_inside, runner, site_folders
+from bgpo.sandbox.launch import ENVIRONMENT, INSIDE, START, Launch, compile_inside, site_folders
 from bgpo.sandbox.limits import Limits
 
 NOBODY = 65534
@@ -93,7 +93,7 @@ class Bubblewrap:
         # What bubblewrap builds in memory has no limit of size: nobody may write to it.
         command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108 - likewise
         command += ["--cap-drop", "ALL", "--seccomp", str(filter_fd), "--"]
-        return [*command, os.path.realpath(sys.executable), *runner(_RUNNER)]
+        return [*command, os.path.realpath(sys.executable), "-I", "-S", f"{_RUNNER}/{START}"]
 
     def _outer(self) -> list[str]:
         """The stage that root needs: a view of the sources, and no rights afterwards."""
