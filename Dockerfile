@@ -31,6 +31,11 @@ COPY . .
 RUN pip install --quiet -c constraints.txt '.[gpu,s3]'
 
 FROM base AS runtime
+# The sandbox of python and code graders; Debian's security updates are wanted, hence no version:
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends bubblewrap \
+    && rm -rf /var/lib/apt/lists/*
 RUN groupadd --system --gid 10001 bgpo \
     && useradd --system --uid 10001 --gid bgpo --no-create-home --home-dir /var/lib/bgpo bgpo \
     && install --directory --owner=bgpo --group=bgpo --mode=0750 /var/lib/bgpo \

@@ -1,14 +1,17 @@
 """How long grading a batch takes, grader by grader.
 
-    BGPO_ALLOW_UNSANDBOXED=1 python -m benchmarks.rewards [--samples 128] [--json PATH]
+    python -m benchmarks.rewards [--samples 128] [--json PATH]
 
 One batch of right and wrong completions for each grader, graded as the trainer does it; the `code` rows have three
-tests, the `math` rows are half numbers and half formulas. Each is timed from the second batch on, when
-helper processes that live on (math-verify) have started.
+tests, the `math` rows are half numbers and half formulas, the `python` grader imports numpy. Each is timed from the
+second batch on, when helper processes that live on have started. The targets are for 128 samples on two idle cores;
+`load` is what else ran on the machine when a row began (1 minute's average). `python` and `code` need a sandbox, or the
+consent to do without (docs/sandbox.md).
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -44,10 +47,27 @@ def _code(samples: int) -> Batch:
     return [(f"```python\n{programs[i % 2]}\n```", {"tests": tests}) for i in range(samples)]
 
 
+SOURCE = """
+import numpy as np
+
+
+def grade(sample, item):
+    answer = np.array(sample["output_text"].split(), dtype=float)
+    return float(np.allclose(answer, item["expected"]))
+"""
+
+
+def _python(samples: int) -> Batch:
+    return [(f"{i} {i + i % 2}", {"expected": [i, i]}) for i in range(samples)]
+
+
+TARGETS = {"python": 1.0, "code": 6.0}
+"""Seconds for 128 samples."""
 GRADERS: dict[str, tuple[dict[str, Any], Callable[[int], Batch]]] = {
     "sudoku": (sudoku.grader_spec(), _sudoku),
     "countdown": (countdown.grader_spec(), _countdown),
     "math": ({"type": "math", "name": "math"}, _math),
+    "python": ({"type": "python", "source": SOURCE}, _python),
     "code": ({"type": "code", "name": "code"}, _code),
 }
 
@@ -61,23 +81,26 @@ def main() -> None:
     _report.report("Grading one batch", rows, arguments.json)
 
 
-def measure(name: str, samples: int) -> dict[str, str | float | int]:
+def measure(name: str, samples: int) -> dict[str, _report.Value]:
     """Seconds for one batch, the share solved, and errors (which would make the time meaningless)."""
     spec, make = GRADERS[name]
-    grader = compile_grader(spec)
     batch = make(samples)
     texts, items = [Sample(text) for text, _ in batch], [item for _, item in batch]
-    grader.grade_all(texts[: min(8, samples)], items[: min(8, samples)])
-    start = time.perf_counter()
-    grades = grader.grade_all(texts, items)
-    seconds = time.perf_counter() - start
+    load = os.getloadavg()[0]
+    with compile_grader(spec) as grader:
+        grader.grade_all(texts[: min(8, samples)], items[: min(8, samples)])
+        start = time.perf_counter()
+        grades = grader.grade_all(texts, items)
+        seconds = time.perf_counter() - start
     return {
         "grader": name,
         "samples": samples,
         "seconds": round(seconds, 3),
+        "target": TARGETS.get(name),
         "ms_per_sample": round(1000 * seconds / samples, 2),
         "solved": round(sum(grade.solved for grade in grades) / samples, 3),
         "errors": sum(grade.error is not None for grade in grades),
+        "load": round(load, 1),
     }
 
 

@@ -138,6 +138,16 @@ def test_the_images_are_stages_that_run_as_a_user(compose: Compose) -> None:
         assert "USER" not in stages[target]
 
 
+def test_what_grades_has_the_sandbox(compose: Compose) -> None:
+    """The API runs graders too (`graders/run`, the first rows of a new job)."""
+    assert "bubblewrap" in dockerfile_stages()["runtime"]
+    for name, service in compose["services"].items():
+        if "build" in service and name != "migrate":
+            assert "systempaths=unconfined" in service["security_opt"], name
+            assert service["cap_drop"] == ["ALL"]
+    assert compose["services"]["migrate"]["security_opt"] == ["no-new-privileges:true"]
+
+
 def test_hadolint_accepts_the_dockerfile() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     result = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -15,6 +15,7 @@ from worker.app import create_app
 from worker.context import WorkerContext
 from worker.gpus import GpuError
 from worker.reconciler import Reconciler
+from worker.sandbox import SandboxCheck
 from worker.signals import drain_on_signals, ignore_signals
 from worker.standby import Standby
 from worker.tasks import register
@@ -31,6 +32,7 @@ def main() -> None:
     app = create_app(settings)
     register(app, context)
     drain_on_signals(app, context)
+    SandboxCheck().start()
     reconciler, standby = Reconciler(context, is_worker=True), Standby(context)
     reconciler.start()
     standby.start()

@@ -47,8 +47,8 @@ MAX_OUTPUT = 4 * MEGABYTE
 """Bytes that a program may write in a test."""
 DISK_MB = 16
 """Of files that a program writes."""
-POOL = 4
-"""Sandboxes that wait for a program."""
+POOL = 16
+"""Sandboxes that wait for a program: started while the model generates, they are there when a batch comes."""
 MAX_TIMEOUTS = 2
 """After so many tests that ran out of time the rest fail unrun: an endless loop must not cost its limit each time."""
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bgpo.errors import SandboxError
 from bgpo.sandbox import seccomp
-from bgpo.sandbox.launch import ENVIRONMENT, INSIDE, Launch, compile_inside, runner, site_folders
+from bgpo.sandbox.launch import ENVIRONMENT, INSIDE, START, Launch, compile_inside, site_folders
 from bgpo.sandbox.limits import Limits
 
 NOBODY = 65534
@@ -93,21 +93,22 @@ class Bubblewrap:
         # What bubblewrap builds in memory has no limit of size: nobody may write to it.
         command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108 - likewise
         command += ["--cap-drop", "ALL", "--seccomp", str(filter_fd), "--"]
-        return [*command, os.path.realpath(sys.executable), *runner(_RUNNER)]
+        return [*command, os.path.realpath(sys.executable), "-I", "-S", f"{_RUNNER}/{START}"]
 
     def _outer(self) -> list[str]:
         """The stage that root needs: a view of the sources, and no rights afterwards."""
-        setpriv = shutil.which("setpriv")
-        if setpriv is None:
+        found = shutil.which("setpriv")
+        if found is None:
             raise SandboxError("setpriv is missing (package util-linux): root needs it to give up its rights")
-        command = [self.program, "--die-with-parent"]
+        setpriv = os.path.realpath(found)
+        command = [self.program, "--die-with-parent", "--tmpfs", "/tmp"]  # noqa: S108 - the inner stage starts there
         command += _folders([self.program, setpriv, *(place.target for place in self._places)])
         for place in self._places:
             command += place.options()
         for program in {self.program, setpriv}:
             command += ["--ro-bind", program, program]
         # The kernel lets the inner stage mount a /proc only where one is already in full sight.
-        command += ["--bind", "/proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108
+        command += ["--bind", "/proc", "/proc", "--dev", "/dev"]
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--"]
         return [*command, setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", "--"]
 

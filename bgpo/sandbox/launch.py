@@ -15,6 +15,7 @@ from bgpo.sandbox import inside
 from bgpo.sandbox.limits import Limits
 
 INSIDE = Path(inside.__file__).parent
+START = "start.py"
 ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 - the sandbox's own
     "LANG": "C.UTF-8",
@@ -60,16 +61,15 @@ class Unwalled:
     def launch(self, limits: Limits) -> Iterator[Launch]:
         """The runner in a temporary folder."""
         with TemporaryDirectory(prefix="bgpo-sandbox-", ignore_cleanup_errors=True) as folder:
-            yield Launch([sys.executable, *runner(str(INSIDE))], folder, site_folders())
-
-
-def runner(folder: str) -> list[str]:
-    """Arguments of the interpreter that run the runner of a folder: as a module, which is not compiled each time."""
-    return ["-I", "-S", "-c", f"import sys; sys.path.insert(0, {folder!r}); import runner; runner.main()"]
+            command = [sys.executable, "-I", "-S", str(INSIDE / START)]
+            yield Launch(command, folder, site_folders())
 
 
 def compile_inside() -> None:
-    """Compile what runs inside once, where the sandbox cannot write: a fifth of its start. May be unable to write."""
+    """Cache the bytecode of what runs inside, where nothing can be written: it saves a start its largest part.
+
+    Installing a wheel has done so, and then there may be no right to write.
+    """
     compileall.compile_dir(INSIDE, quiet=2)
 
 

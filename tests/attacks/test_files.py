@@ -111,7 +111,7 @@ def test_no_process_shows_arguments_of_the_service(sandbox: Sandbox) -> None:
         return found
 
     for line in inside(sandbox, command_lines).value:
-        assert line.split("\0")[1:4] == ["-I", "-S", "/runner/runner.py"]
+        assert line.split("\0")[1:4] == ["-I", "-S", "/runner/start.py"]
 
 
 @pytest.mark.parametrize(

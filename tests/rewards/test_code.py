@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import select
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,32 @@ import pytest
 from bgpo.errors import SpecError
 from bgpo.rewards import Grade, Grader, Sample, compile_grader
 from bgpo.rewards.code import extract_program
+from tests.running import wait_until
 
 SPEC = {"type": "code", "name": "c"}
 
 
 @pytest.fixture(autouse=True)
 def consent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the wall where there is one, without it elsewhere: the guarantees against cheats do not depend on it."""
     monkeypatch.setenv("BGPO_ALLOW_UNSANDBOXED", "1")
 
 
+@pytest.fixture(autouse=True)
+def graders() -> Iterator[list[Grader]]:
+    """The graders that a test has made, closed behind it."""
+    MADE.clear()
+    yield MADE
+    for made in MADE:
+        made.close()
+
+
+MADE: list[Grader] = []
+
+
 def grader(**fields: Any) -> Grader:
-    return compile_grader({**SPEC, **fields})
+    MADE.append(compile_grader({**SPEC, **fields}))
+    return MADE[-1]
 
 
 def grade(program: str, *tests: Any, **fields: Any) -> Grade:
@@ -36,16 +51,25 @@ def passes(program: str, *tests: Any, **fields: Any) -> bool:
 
 
 @pytest.mark.parametrize("value", [None, "0", "yes"])
-def test_refused_without_consent(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_without_a_wall_and_without_consent(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgpo.sandbox.wall._found", "bubblewrap is not installed")  # as it was found to be
     if value is None:
         monkeypatch.delenv("BGPO_ALLOW_UNSANDBOXED")
     else:
         monkeypatch.setenv("BGPO_ALLOW_UNSANDBOXED", value)
-    with pytest.raises(SpecError, match="BGPO_ALLOW_UNSANDBOXED=1"):
+    with pytest.raises(SpecError, match=r"bubblewrap is not installed.*BGPO_ALLOW_UNSANDBOXED=1"):
         grader()
     multi = {"type": "multi", "name": "m", "graders": {"c": SPEC}, "calculate_output": "c"}
-    with pytest.raises(SpecError, match="no sandbox"):
+    with pytest.raises(SpecError, match="no sandbox") as caught:
         compile_grader(multi)
+    assert caught.value.param == "graders.c.type"
+
+
+def test_consent_does_without_a_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgpo.sandbox.wall._found", "bubblewrap is not installed")
+    tests = ["assert f(1) == 1", {"input": "x", "output": ""}, {"pytest": "def test_f():\n    assert f(2) == 2"}]
+    assert passes("def f(x):\n    return x", *tests)
+    assert not passes("import os\nos._exit(0)", *tests)
 
 
 @pytest.mark.parametrize(
@@ -191,21 +215,31 @@ def test_cheats_fail_every_kind_of_test(program: str) -> None:
     assert result.score == 0.0
 
 
-def test_the_program_cannot_see_what_is_expected(tmp_path: Path) -> None:
-    seen = tmp_path / "seen"
-    spy = f"""
+SPY = """
 import os, sys
 def f(x):
-    text = repr(sys.argv) + repr(dict(os.environ)) + repr(os.listdir('.')) + repr(sorted(sys.modules))
-    for name in os.listdir('.'):
-        text += open(name).read()
-    open({str(seen)!r}, 'w').write(text)
-    return x
+    text = repr(sys.argv) + repr(dict(os.environ)) + repr(sorted(sys.modules))
+    frame = sys._getframe()
+    while frame:
+        text += repr(frame.f_locals)[:10**5] + repr(frame.f_globals)[:10**5]
+        frame = frame.f_back
+    for folder, _, names in os.walk('.'):
+        text += repr([(name, open(os.path.join(folder, name)).read()) for name in names])
+    for name in ('cmdline', 'environ', 'maps'):
+        try: text += open('/proc/self/' + name).read()
+        except OSError: pass
+    return text
 """
-    assert not passes(spy, "assert f(1) == 48211")
-    assert seen.exists()
-    assert "48211" not in seen.read_text()
-    assert "BGPO_ALLOW_UNSANDBOXED" not in seen.read_text().replace(repr(os.environ), "")
+
+
+def test_the_program_cannot_see_what_is_expected() -> None:
+    assert passes(SPY + "TELLTALE = 1", "assert 'TELLTALE' in f(1)")
+    assert passes(SPY, "expected = 48211\nassert '48211' not in f(1)\nassert 'BGPO_ALLOW_UNSANDBOXED' not in f(1)")
+    assert passes(SPY, {"pytest": "def test_spy():\n    expected = 48211\n    assert '48211' not in f(1)"})
+    case = {"input": "x", "output": "48211"}
+    assert grade(SPY + "print('4821' '1' in f(1), '4821' + '1' in f(1))", case).details == (
+        "test 1: failed: wrote 'False False\\n', not '48211'",
+    )
 
 
 def test_programs_with_input_and_output() -> None:
@@ -230,7 +264,7 @@ def test_programs_with_input_and_output() -> None:
         ("def f(x):\n    open('big', 'wb').write(b'0' * 2 ** 26)", "File too large"),
         ("def f(x):\n    return f(x)", "RecursionError"),
         ("x = []\nfor i in range(100000): x = [x]\ndef f(_):\n    return x", "Error"),
-        ("import sys\ndef f(x):\n    [open('/dev/null') for _ in range(100)]", "Too many open files"),
+        ("import sys\ndef f(x):\n    [open('/dev/null') for _ in range(300)]", "Too many open files"),
     ],
 )
 def test_limits(program: str, message: str) -> None:
@@ -239,10 +273,10 @@ def test_limits(program: str, message: str) -> None:
     assert message in result.details[0]
 
 
-def test_output_floods_end_at_the_file_limit() -> None:
+def test_output_floods_end_at_the_limit() -> None:
     result = grade("while True: print('x' * 10**6)", {"input": "", "output": "x"}, timeout_seconds=5.0)
     assert result.error is None
-    assert "File too large" in result.details[0]
+    assert result.details == ("test 1: failed: wrote more than its limit",)
 
 
 def test_endless_programs_are_not_run_for_every_test() -> None:
@@ -252,27 +286,131 @@ def test_endless_programs_are_not_run_for_every_test() -> None:
     ] * 3
 
 
-def test_children_of_a_program_die_with_its_test(tmp_path: Path) -> None:
-    fifo = tmp_path / "alive"
-    os.mkfifo(fifo)
-    program = f"""
-import os
+def test_children_of_a_program_die_with_its_test() -> None:
+    program = """
+import ctypes, os
 def f(x):
+    told, tell = os.pipe()
     if os.fork() == 0:
-        os.open({str(fifo)!r}, os.O_WRONLY)
+        os.setsid()
+        ctypes.CDLL(None).prctl(15, b'outlives48211', 0, 0, 0)  # PR_SET_NAME
+        os.write(tell, b'!')
         while True: pass
+    os.read(told, 1)
     return x
 """
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    if os.geteuid() == 0:  # the kernel limits the processes of everyone but root
-        assert passes(program, "assert f(1) == 1")
-    else:
-        assert "BlockingIOError" in grade(program, "assert f(1) == 1").details[0]
-    with open(reader, "rb", 0) as file:
-        poller = select.poll()
-        poller.register(file, select.POLLHUP)
-        while file.read(1) is None:  # the kernel is still busy killing the one that has the writing end
-            assert poller.poll(30_000), "the child has outlived its test"
+    assert passes(program, "assert f(1) == 1")
+    wait_until(lambda: "outlives48211" not in process_names(), seconds=30)
+
+
+def process_names() -> set[str]:
+    names = set()
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # it has ended
+            names.add(comm.read_text().strip())
+    return names
+
+
+def test_a_program_that_breaks_its_sandbox_has_failed() -> None:
+    program = "import os, signal\ndef f(x):\n    os.kill(os.getppid(), signal.SIGKILL)\n    os.kill(-1, signal.SIGKILL)"
+    result = grade(program, *["assert f(1) is None"] * 3, {"input": "", "output": "x"})
+    assert result.error is None
+    assert result.details[0] == "test 1: passed"  # it answered before
+    assert all("failed" in line for line in result.details[1:])
+
+
+def test_a_test_that_catches_everything_still_runs_out_of_time() -> None:
+    test = "try:\n    f(1)\nexcept BaseException:\n    pass"
+    result = grade("def f(x):\n    while True: pass", test, "assert g(1) == 1", timeout_seconds=0.5)
+    assert result.details[0] == "test 1: failed: ran longer than 0.5 s"
+
+
+def test_every_test_has_a_fresh_program() -> None:
+    program = "calls = []\ndef f(x):\n    calls.append(x)\n    return len(calls)"
+    assert passes(program, *["assert f(1) == 1"] * 20)
+
+
+PYTEST = """
+import pytest
+import solution
+from solution import f
+
+@pytest.fixture
+def two():
+    return 2
+
+@pytest.mark.parametrize("x", [1, 2])
+def test_same(x):
+    assert f(x) == x
+
+class TestMore:
+    def test_fixture(self, two):
+        assert solution.f(two) == 2
+
+    def test_bare(self):
+        assert g(f(1)) == 3
+
+def test_raises():
+    with pytest.raises(ValueError, match="negative"):
+        f(-1)
+
+@pytest.mark.skip
+def test_skipped():
+    assert False
+"""
+IDENTITY = "def f(x):\n    if x < 0: raise ValueError('negative')\n    return x\n"
+
+
+def test_a_pytest_file_counts_each_of_its_tests() -> None:
+    assert passes(IDENTITY + "g = lambda x: 3", {"pytest": PYTEST})
+    result = grade(
+        IDENTITY.replace("return x", "return 2") + "def g(x): return 4", {"pytest": PYTEST}, reward="fraction"
+    )
+    assert result.details == (
+        "test 1 (test_same[1]): failed: AssertionError: assert 2 == 1",
+        "test 1 (test_same[2]): passed",
+        "test 1 (TestMore::test_fixture): passed",
+        "test 1 (TestMore::test_bare): failed: AssertionError: assert 4 == 3",
+        "test 1 (test_raises): passed",
+    )
+    assert result.score == result.metrics["tests_passed"] == 0.6
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "",
+        "def f(x:\n",
+        "f = 2",
+        "raise SystemExit(0)",
+        "import os\nos._exit(0)",
+        "def f(x):\n    raise SystemExit(0)",
+        "def f(x):\n    raise AssertionError",
+        "import sys, types\nsys.modules['pytest'] = types.ModuleType('pytest')\ndef f(x):\n    return 3",
+        "import pytest\ndef f(x):\n    pytest.skip('no')",
+        "import pytest\ndef f(x):\n    pytest.exit('no', 0)",
+        "import builtins\nbuiltins.AssertionError = Exception\ndef f(x):\n    return 3",
+    ],
+)
+def test_cheats_fail_a_pytest_file(program: str) -> None:
+    for cheat in (program, "pytestmark = skip = None\n" + program):
+        result = grade(cheat, {"pytest": PYTEST}, reward="fraction")
+        assert result.error is None
+        assert result.score == 0.0
+    assert not passes(ALWAYS_EQUAL + "def f(x):\n    return E(3)", {"pytest": PYTEST})
+
+
+def test_tests_of_a_pytest_file_that_finished_in_time_count() -> None:
+    program = "def f(x):\n    while x == 2: pass\n    return x"
+    test = "from solution import f\n" + "".join(f"def test_{x}():\n    assert f({x}) == {x}\n" for x in (1, 2, 3))
+    result = grade(program, {"pytest": test}, "assert f(2) == 2", "assert f(1) == 1", timeout_seconds=2.0)
+    assert result.details == (
+        "test 1 (test_1): passed",
+        "test 1 (test_2): failed: ran longer than 2 s",
+        "test 1 (test_3): failed: not run",
+        "test 2: failed: ran longer than 2 s",
+        "test 3: failed: not run after 2 timeouts",
+    )
 
 
 @pytest.mark.parametrize(
@@ -286,6 +424,14 @@ def f(x):
         ({"a": 1}, "1 to 200"),
         (["assert f(1) == 1", "assert f("], "test 2: not Python"),
         (["assert f(lambda x: x) == 1"], "test 1: a test passes a value of type function"),
+        (["assert f(1) == 1"] * 9 + ["assert f("], "test 10: not Python"),
+        (["assert f(1) == 1", "import os\nos._exit(0)"], "test 2: the test ends its process (status 0)"),
+        ([{"pytest": ""}], "test 1 must be source"),
+        ([{"pytest": "def test_f(:"}], "test 1: not Python"),
+        ([{"pytest": "x = 1"}], "test 1: it has 0 test functions"),
+        ([{"pytest": "import absent_module\ndef test_f(): pass"}], "test 1: ModuleNotFoundError"),
+        ([{"pytest": "def test_f():\n    assert f(len) == 1"}], "cannot cross to the program"),
+        ([{"pytest": "import pytest\ndef test_f(): pytest.skip()"}], "every test function is skipped"),
     ],
 )
 def test_a_test_that_cannot_run_is_an_error_and_no_zero(tests: Any, message: str) -> None:

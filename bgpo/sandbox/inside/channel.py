@@ -13,7 +13,10 @@ import os
 import socket
 import struct
 import threading
-from typing import Any
+
+TYPE_CHECKING = False  # typing takes long to import
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_FRAME = 64 * 2**20
 """Bytes of one message."""

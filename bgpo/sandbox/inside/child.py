@@ -13,8 +13,10 @@ import os
 import resource
 import signal
 import sys
-import traceback
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # typing takes long to import
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 MAX_MESSAGE = 2_000
 MAX_TRACEBACK = 20_000
@@ -76,6 +78,8 @@ def _described(error: BaseException) -> dict[str, Any]:
         message = f"{type(error).__name__}: {error}"
     except BaseException:  # a task may raise what cannot be printed
         message = type(error).__name__
+    import traceback  # most tasks do without
+
     try:
         lines = "".join(traceback.format_exception(error))
     except BaseException:  # ... nor shown

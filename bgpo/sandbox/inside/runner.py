@@ -1,10 +1,9 @@
 """The first process of a sandbox: forks one child per task, bounds it, collects its result, removes what it left.
 
-Started by `bgpo.sandbox.launch` with its control socket as standard input; the first message sets it up, each later
-one is a task. It is process 1 of the sandbox's namespace, so that no signal from inside can end or stop it, and not
-dumpable, so that a task can neither trace it nor open its descriptors. It never interprets what a task sends: replies
-go to the outside as text. It ends, and everything inside with it, when the outside closes the socket. The standard
-library only.
+Started by `start.py` with its control socket as standard input; the first message sets it up, each later one is a task.
+It is process 1 of the sandbox's namespace, so that no signal from inside can end or stop it, and not dumpable, so that a
+task can neither trace it nor open its descriptors. It never interprets what a task sends: replies go to the outside as
+text. It ends, and everything inside with it, when the outside closes the socket. The standard library only.
 """
 
 from __future__ import annotations
@@ -20,9 +19,11 @@ import socket
 import sys
 import time
 from binascii import b2a_base64
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing alone takes as long to import as all the rest
 if TYPE_CHECKING:
+    from typing import Any
+
     from bgpo.sandbox.inside import child, cleaning
     from bgpo.sandbox.inside.channel import Channel
 else:
@@ -280,4 +281,3 @@ def main() -> None:
     runner = Runner(channel, setup)
     channel.send({"ready": True})
     runner.serve()
-    os._exit(0)

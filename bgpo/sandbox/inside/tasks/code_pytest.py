@@ -114,11 +114,14 @@ class Results:
     def pytest_exception_interact(self, node: Any, call: Any, report: Any) -> None:
         """Why a test fails, or the file cannot be imported: an own fault of the file, if not the program's."""
         error = call.excinfo.value
-        message = f"{type(error).__name__}: {error}"[:300].partition("\n")[0]
+        text = str(error).strip()
+        message = f"{type(error).__name__}: {text.partition(chr(10))[0]}"[:300]
         if isinstance(error, Untestable):
             self.fault = message
         elif report.when != "collect":
             self._failures[report.nodeid] = message
+        elif isinstance(error, node.CollectError):  # pytest's own words, and in the last line the reason
+            self.fault = text.rpartition("\n")[2].removeprefix("E ").strip()[:300]
         elif self._connection.failed:
             write(self._file, {"collected": [FILE]})
             write(self._file, {"test": FILE, "passed": False, "message": message, "skipped": False})

@@ -26,7 +26,7 @@ def check(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     try:
         tree = compile(source, FILE, "exec", ast.PyCF_ONLY_AST)
     except SyntaxError as error:
-        return {"error": f"line {error.lineno}: {error.msg}"}
+        return {"error": f"line {error.lineno}: {error.msg}" if error.lineno else error.msg}
     except (ValueError, RecursionError, MemoryError) as error:
         return {"error": f"not Python: {error}"}
     modules = [name for name in _imports(tree) if _loads(name)]
