@@ -14,7 +14,7 @@ from api import errors
 from api.auth import check_exposure
 from api.middleware import RequestMiddleware
 from api.poll import PollMiddleware, Polls
-from api.routes import checkpoints, files, health, jobs, models, progress, queue, webhooks
+from api.routes import checkpoints, files, graders, health, jobs, models, progress, queue, secrets, webhooks
 from jobs.context import Context
 from jobs.services.sweep import sweep_scratch
 from jobs.settings import Settings
@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.add_middleware(PollMiddleware)
     app.add_middleware(RequestMiddleware)  # the last one added is the outermost
-    for part in (files, jobs, progress, checkpoints, webhooks, queue, models, health):
+    for part in (files, jobs, progress, checkpoints, graders, secrets, webhooks, queue, models, health):
         app.include_router(part.router)
     return app
 

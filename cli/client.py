@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx2
 
@@ -16,6 +17,8 @@ from cli.progress import Point
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 _TIMEOUT_S = 30.0
+_GRADER_TIMEOUT_S = 240.0
+"""More than the service lets a grader run."""
 
 
 class Service:
@@ -85,6 +88,31 @@ class Service:
     def pin(self, checkpoint_id: str, pinned: bool) -> dict[str, Any]:
         """Pin or unpin a checkpoint."""
         return self._json("PATCH", f"fine_tuning/checkpoints/{checkpoint_id}", json={"pinned": pinned})
+
+    def run_grader(self, grader: dict[str, Any], sample: str, item: dict[str, Any]) -> dict[str, Any]:
+        """What a grader says of one sample."""
+        body = {"grader": grader, "model_sample": sample, "item": item}
+        return self._json("POST", "fine_tuning/graders/run", json=body, timeout=_GRADER_TIMEOUT_S)
+
+    def validate_grader(self, grader: dict[str, Any]) -> dict[str, Any]:
+        """The grader with every default filled in."""
+        body = {"grader": grader}
+        answer = self._json("POST", "fine_tuning/graders/validate", json=body, timeout=_GRADER_TIMEOUT_S)
+        normalised: dict[str, Any] = answer["grader"]
+        return normalised
+
+    def set_secret(self, name: str, value: str) -> dict[str, Any]:
+        """Store a secret."""
+        return self._json("POST", "fine_tuning/secrets", json={"name": name, "value": value})
+
+    def secrets(self) -> list[dict[str, Any]]:
+        """Names and times of all secrets."""
+        found: list[dict[str, Any]] = self._json("GET", "fine_tuning/secrets")["data"]
+        return found
+
+    def delete_secret(self, name: str) -> None:
+        """Delete a secret."""
+        self._json("DELETE", f"fine_tuning/secrets/{quote(name, safe='')}")
 
     def metrics(self, job_id: str, since_step: int = 0) -> list[Point]:
         """The job's values from a step on."""

@@ -9,6 +9,7 @@ from jobs.db import Database
 from jobs.doorbell import Doorbell
 from jobs.services.models import Catalog
 from jobs.settings import Settings
+from jobs.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Context:
     store: ArtifactStore
     doorbell: Doorbell
     catalog: Catalog
+    grader_slots: Slots
+    """Graders that this process runs."""
 
     @classmethod
     def open(cls, settings: Settings) -> Context:
@@ -31,6 +34,7 @@ class Context:
             store=ArtifactStore(settings.artifacts_url),
             doorbell=Doorbell(settings.redis_url.get_secret_value()),
             catalog=Catalog(settings.model_root),
+            grader_slots=Slots(settings.grader_runs),
         )
 
     def close(self) -> None:

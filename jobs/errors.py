@@ -33,6 +33,12 @@ class InvalidRequest(ServiceError):
     code = "invalid_value"
 
 
+class MissingSecret(InvalidRequest):
+    """A grader names a secret that the project does not have, or that no key of this installation opens."""
+
+    code = "missing_secret"
+
+
 class InvalidState(InvalidRequest):
     """The object's state does not allow this."""
 

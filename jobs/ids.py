@@ -9,7 +9,7 @@ import re
 
 from uuid_utils import uuid7
 
-FILE, JOB, EVENT, CHECKPOINT, WEBHOOK = "file-", "ftjob-", "ftevent-", "ftckpt_", "evt_"
+FILE, JOB, EVENT, CHECKPOINT, WEBHOOK, GRADER = "file-", "ftjob-", "ftevent-", "ftckpt_", "evt_", "grader-"
 _TAIL = re.compile(r"[0-9a-f]{32}")
 
 

@@ -13,9 +13,22 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bgpo.egress import host_pattern
+from bgpo.rewards.settings import JudgeSettings
+from jobs.vault import parse_keys
 from jobs.webhooks import keys
 
 _EXAMPLE_MODELS = Path(__file__).resolve().parent.parent / "examples" / "models"
+
+
+class Judge(JudgeSettings):
+    """A judge with its key, which goes where graders run as a secret and is no part of any job."""
+
+    api_key: SecretStr | None = None
+
+    def public(self) -> JudgeSettings:
+        """All but the key."""
+        return JudgeSettings.model_validate(self.model_dump(exclude={"api_key"}))
 
 
 class Settings(BaseSettings):
@@ -28,6 +41,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Broker of the doorbell.")
     artifacts_url: str = Field("", description="fsspec URL (file://, s3://, memory://); empty = a folder under home.")
     model_root: Path = Field(_EXAMPLE_MODELS, description="Each sub-folder with a config.json is a base model.")
+    reward_model_root: Path | None = Field(
+        None, description="Each sub-folder with a config.json is a reward model; None = there are none."
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -59,7 +75,28 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(False, description="Webhooks may go to http:// and private addresses.")
     webhook_timeout_s: float = Field(10, gt=0, description="Of one try, from resolving the name to the answer.")
     egress_ports: tuple[int, ...] = Field((443,), description="Ports that URLs named by users may have.")
+    egress_hosts: tuple[str, ...] | None = Field(
+        None, description="Hosts that URLs named by users may have, *.example.com for subdomains; None = any."
+    )
     admin_key: SecretStr | None = Field(None, description="The key for /v1/organization; without any key, loopback.")
+
+    judges: dict[str, Judge] = Field(
+        default_factory=dict,
+        description="JSON: models that score_model and label_model may name, see docs/graders-api.md.",
+    )
+    embedding_model: str | None = Field(None, description="The judge whose /embeddings text_similarity cosine uses.")
+    secrets_key: SecretStr | None = Field(
+        None,
+        description="Base64 of 32 bytes: encrypts stored secrets; older ones behind spaces. None = a file under home.",
+    )
+    grader_allow_private: bool = Field(False, description="endpoint graders may go to http:// and private addresses.")
+    grader_max_seconds: float = Field(120, gt=0, le=120, description="Longest run of a program that a grader runs.")
+    grader_max_memory_mb: int = Field(2048, ge=64, le=2048)
+    grader_max_disk_mb: int = Field(1024, ge=1, le=1024)
+    grader_max_processes: int = Field(32, ge=1, le=256)
+    grader_runs: int = Field(4, ge=1, description="Graders that one API process runs at a time.")
+    grader_run_s: float = Field(180, gt=0, description="Longest time of one graders/run or run_batch.")
+    grader_try_s: float = Field(30, gt=0, description="Longest try of a job's grader when the job is created.")
 
     worker_gpus: str = Field(
         "auto",
@@ -79,6 +116,25 @@ class Settings(BaseSettings):
     def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and keys(value.get_secret_value()) else None
 
+    @field_validator("secrets_key")
+    @classmethod
+    def _check_secrets_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value().strip():  # as compose passes a variable that is not set
+            return None
+        parse_keys(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _embeddings_need_a_judge(self) -> Self:
+        if self.embedding_model is not None and self.embedding_model not in self.judges:
+            raise ValueError(f"embedding_model {self.embedding_model} is not one of judges")
+        return self
+
+    @field_validator("egress_hosts")
+    @classmethod
+    def _check_egress_hosts(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(map(host_pattern, value))
+
     @model_validator(mode="after")
     def _defaults_under_home(self) -> Self:
         home = self.home.expanduser().resolve()
@@ -87,6 +143,7 @@ class Settings(BaseSettings):
             "database_url": self.database_url or f"sqlite:///{home / 'bgpo.db'}",
             "artifacts_url": self.artifacts_url or f"file://{home / 'artifacts'}",
             "model_root": self.model_root.expanduser().resolve(),
+            "reward_model_root": self.reward_model_root and self.reward_model_root.expanduser().resolve(),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)  # frozen for everyone else

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The newest migration."""
 DEFAULT_PROJECT = "proj_default"
 """The one project until keys and projects exist."""
@@ -287,3 +287,43 @@ class Delivery(Base):
     last_status: Mapped[int | None]
     last_error: Mapped[str | None]
     delivered_at: Mapped[float | None]
+
+
+class Secret(Base):
+    """A project's secret for its graders, encrypted (`jobs.vault`); its value leaves only to where graders run."""
+
+    __tablename__ = "secrets"
+
+    project_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    ciphertext: Mapped[str]
+    key_id: Mapped[str]
+    """Which of the installation's keys it is encrypted with."""
+    created_at: Mapped[float]
+    updated_at: Mapped[float]
+
+
+class StoredGrader(Base):
+    """A grader kept under a name; what it is stands in its versions."""
+
+    __tablename__ = "graders"
+    __table_args__ = (sa.Index(None, "project_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str]
+    name: Mapped[str]
+    created_at: Mapped[float]
+    latest: Mapped[int]
+    """Number of the newest version."""
+
+
+class GraderVersion(Base):
+    """One definition of a stored grader. Never changed."""
+
+    __tablename__ = "grader_versions"
+
+    grader_id: Mapped[str] = mapped_column(sa.ForeignKey("graders.id", ondelete="CASCADE"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    created_at: Mapped[float]
+    definition: Mapped[dict[str, Any]]
+    """Normalised wire form."""

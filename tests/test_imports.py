@@ -14,7 +14,7 @@ import pytest
 
 HEAVY = ("torch", "transformers")
 # What to import of each package: itself with all its modules, or the modules named.
-PACKAGES = ("api", "jobs", "worker", "cli", "migrations", "bgpo.rewards", "bgpo.tasks")
+PACKAGES = ("api", "jobs", "worker", "cli", "migrations", "bgpo.egress", "bgpo.rewards", "bgpo.tasks")
 MODULES = ("bgpo", "bgpo.errors", "bgpo.records", "bgpo.spec")
 
 IMPORT_ALL = """

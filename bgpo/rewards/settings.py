@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from bgpo.egress import host_pattern
 
 UNSANDBOXED = "BGPO_ALLOW_UNSANDBOXED"
 """Environment variable of the operator's consent: "1" lets `python` and `code` run without a wall."""
@@ -38,6 +40,11 @@ class EgressSettings(_Strict):
     allow_private: bool = Field(False, description="Also http:// and private addresses.")
     ports: list[int] = Field([443], description="Ports that URLs may have.")
     hosts: list[str] | None = Field(None, description="Host names allowed, *.example.com for subdomains; None = any.")
+
+    @field_validator("hosts")
+    @classmethod
+    def _host_patterns(cls, hosts: list[str] | None) -> list[str] | None:
+        return None if hosts is None else [host_pattern(host) for host in hosts]
 
 
 class SandboxSettings(_Strict):

@@ -1,26 +1,29 @@
 """Creating a job: everything that can be wrong is found before the row exists, and said with the parameter's path.
 
-The grader is tried on the first row of each file, which finds templates that name fields the rows do not have. `submit`
-does what is left once the request is known to be right.
+The grader is tried on the first rows of each file (`jobs.services.trial`), which finds templates that name fields the
+rows do not have. `submit` does what is left once the request is known to be right.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from bgpo.errors import SpecError
-from bgpo.rewards import Sample, compile_grader
 from jobs.context import Context
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import JOB, new_id, short
 from jobs.repositories import events, files, job_rows
 from jobs.services import scheduling
+from jobs.services import secrets as stored_secrets
+from jobs.services.grader_check import located
+from jobs.services.rows import first_rows
+from jobs.services.stored_graders import Resolved, resolve
 from jobs.services.submit import Submission, repeated, submission, submit
+from jobs.services.trial import ROWS, Note, try_grader
 from jobs.states import State
 from jobs.tables import File, Job
 from jobs.wire.recipe import Method, build, method_of
@@ -48,11 +51,11 @@ def make(ctx: Context, wanted: Submission, body: CreateJob, source: Job | None =
     require_model(ctx, body.model)
     method = method_of(body)
     where = scheduling.columns(ctx, body.rl)
-    _try_grader(ctx, wanted.project_id, body, method)
+    grader, notes = _grader(ctx, wanted.project_id, body, method)
 
     def enter(session: Session) -> Job:
         origin = f"Cloned from {source.id}" if source is not None else None
-        return enter_queue(session, _row(ctx, session, wanted, body, method, where, source), origin)
+        return enter_queue(session, _row(ctx, session, wanted, body, method, grader, where, source), origin, notes)
 
     return submit(ctx, wanted, enter)
 
@@ -68,17 +71,23 @@ def tuned_model(job_id: str, project_id: str, model: str, suffix: str | None) ->
     return f"ft:{_slug(model)}:{project_id}:{_slug(suffix or '')}:{short(job_id)}"
 
 
-def enter_queue(session: Session, job: Job, origin: str | None = None) -> Job:
-    """Insert a validated job and let workers have it; the job as it is then. `origin` says what it was made from."""
+def enter_queue(session: Session, job: Job, origin: str | None = None, notes: Sequence[Note] = ()) -> Job:
+    """Insert a validated job and let workers have it; the job as it is then.
+
+    Args:
+        origin: what it was made from.
+        notes: what was seen while it was validated.
+
+    Raises:
+        MissingSecret: a secret of its grader has been deleted meanwhile.
+    """
+    stored_secrets.hold(session, job.project_id, job.recipe)
     job_rows.insert(session, job)
-    for message in (
-        f"Created fine-tuning job: {job.id}",
-        origin,
-        f"Validating training file: {job.training_file}",
-        "Files validated, moving job to queued state",
-    ):
-        if message is not None:
-            events.append(session, job.id, None, "info", message)
+    told: list[Note] = [("info", f"Created fine-tuning job: {job.id}")]
+    told += [("info", origin)] if origin is not None else []
+    told += [("info", f"Validating training file: {job.training_file}"), *notes]
+    for level, message in [*told, ("info", "Files validated, moving job to queued state")]:
+        events.append(session, job.id, None, level, message)
     job_rows.queue(session, job.id)
     return job_rows.get(session, job.project_id, job.id) or job
 
@@ -89,6 +98,7 @@ def _row(
     wanted: Submission,
     body: CreateJob,
     method: Method,
+    grader: Resolved | None,
     where: dict[str, Any],
     source: Job | None,
 ) -> Job:
@@ -98,7 +108,10 @@ def _row(
     if body.validation_file is not None:
         valid = _dataset(session, project_id, body.validation_file, "validation_file", method)
     seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
-    recipe, shown = build(body, seed, train["rows"], valid["rows"] if valid else None)
+    spec = grader.spec if grader is not None else None
+    recipe, shown = build(body, seed, train["rows"], valid["rows"] if valid else None, spec)
+    if grader is not None:
+        shown[method.type]["grader"] = grader.shown
     job_id = new_id(JOB)
     return Job(
         id=job_id,
@@ -160,31 +173,22 @@ def _check_rows(file: File, param: str, method: Method) -> None:
         raise InvalidRequest(message, param, f"invalid_{param}")
 
 
-def _try_grader(ctx: Context, project_id: str, body: CreateJob, method: Method) -> None:
+def _grader(ctx: Context, project_id: str, body: CreateJob, method: Method) -> tuple[Resolved | None, Sequence[Note]]:
+    """The method's grader without references, and what trying it showed. Raises InvalidRequest."""
     if method.block.grader is None:
-        return
-    try:
-        grader = compile_grader(method.block.grader)
-    except SpecError as refused:  # a grader that this machine may not run; the specification itself has been validated
-        param = f"method.{method.type}.grader.{refused.param}"
-        raise InvalidRequest(refused.message, param, "invalid_grader") from refused
-    for param in ("training_file", "validation_file"):
-        row = _first_row(ctx, project_id, getattr(body, param))
-        error = grader.grade(Sample(output_text=""), row).error if row is not None else None
-        if error is not None and error.kind in ("invalid_variable_error", "other_error"):
-            message = f"The grader cannot grade line 1 of the {param}: {error.message}"
-            raise InvalidRequest(message, f"method.{method.type}.grader", "invalid_grader")
+        return None, ()
+    rows = {param: _rows(ctx, project_id, getattr(body, param)) for param in ("training_file", "validation_file")}
+    with located(f"method.{method.type}.grader", "invalid_grader"):
+        resolved = resolve(ctx, project_id, method.block.grader)
+        usable = {param: found for param, found in rows.items() if found}
+        return resolved, try_grader(ctx, project_id, resolved.spec, usable)
 
 
-def _first_row(ctx: Context, project_id: str, file_id: str | None) -> dict[str, Any] | None:
-    """None when the file cannot be used, which `_dataset` has the words for."""
+def _rows(ctx: Context, project_id: str, file_id: str | None) -> list[dict[str, Any]]:
+    """The first; none when the file cannot be used, which `_dataset` has the words for."""
     with ctx.db.read() as session:
         file = files.get(session, project_id, file_id) if file_id is not None else None
-    if file is None or file.summary is None:
-        return None
-    head = b"".join(ctx.store.read(file.key, 0, min(file.bytes, ctx.settings.max_line_bytes)))
-    row: dict[str, Any] = json.loads(head.partition(b"\n")[0])
-    return row
+    return [] if file is None or file.summary is None else first_rows(ctx, file, ROWS)
 
 
 def _slug(text: str) -> str:

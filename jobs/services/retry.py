@@ -29,7 +29,8 @@ def retry(ctx: Context, project_id: str, job_id: str, body: RetryJob, idempotenc
     Raises:
         NotFound: no such job, or its base model is gone.
         InvalidState: it has not failed and was not cancelled.
-        InvalidRequest: a file of it is gone, or this installation does not offer what the overrides ask for.
+        InvalidRequest: a file or a secret of it is gone, or this installation does not offer what the overrides ask
+            for.
         InsufficientQuota, Conflict: as for `create`.
     """
     changes = body.rl.model_dump(mode="json", exclude_unset=True)

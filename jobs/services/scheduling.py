@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bgpo.egress import EgressRefused, check_url
 from jobs.context import Context
-from jobs.destinations import EgressRefused, check_url
 from jobs.errors import InvalidRequest
 from jobs.tables import Job
 from jobs.wire.request import PRIORITIES, PriorityName, Scheduling
@@ -35,6 +35,11 @@ def _check_webhook(ctx: Context, url: str | None) -> None:
     if ctx.settings.webhook_secret is None:
         raise InvalidRequest(f"{param}: this service sends no webhooks: it has no BGPO_WEBHOOK_SECRET.", param)
     try:
-        check_url(url, allow_private=ctx.settings.webhook_allow_private, ports=ctx.settings.egress_ports)
+        check_url(
+            url,
+            allow_private=ctx.settings.webhook_allow_private,
+            ports=ctx.settings.egress_ports,
+            hosts=ctx.settings.egress_hosts,
+        )
     except EgressRefused as refused:
         raise InvalidRequest(f"{param}: {refused.message}", param, refused.code) from refused

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
+from bgpo.egress import Egress, EgressFailed, EgressRefused, Limits
 from jobs.context import Context
 from jobs.db import Database
-from jobs.egress import Egress, EgressFailed, EgressRefused, Limits
 from jobs.errors import InvalidState, NotFound
 from jobs.repositories import events, job_rows, webhooks
 from jobs.repositories.webhooks import Due
@@ -75,7 +75,9 @@ class _Sender:
         self._database, self._keys = database, signing_keys
         self._timeout_s = settings.webhook_timeout_s
         self._until = time.monotonic() + self._timeout_s
-        self._egress = Egress(allow_private=settings.webhook_allow_private, ports=settings.egress_ports)
+        self._egress = Egress(
+            allow_private=settings.webhook_allow_private, ports=settings.egress_ports, hosts=settings.egress_hosts
+        )
 
     def run(self) -> int:
         """One try after the other, until none is due or the time is over; returns how many."""

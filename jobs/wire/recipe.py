@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from bgpo.rewards.spec import AnyGraderSpec
 from bgpo.spec import Dpo, OptimizerSpec, Recipe, Reinforcement, RolloutSpec, Supervised
 from jobs.errors import InvalidRequest
 from jobs.wire.request import (
@@ -76,8 +77,13 @@ def method_of(body: CreateJob) -> Method:
     return Method(method.type, block)
 
 
-def build(body: CreateJob, seed: int, train_rows: int, validation_rows: int | None) -> tuple[Recipe, dict[str, Any]]:
+def build(
+    body: CreateJob, seed: int, train_rows: int, validation_rows: int | None, grader: AnyGraderSpec | None = None
+) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a request, and the method its job shows.
+
+    Args:
+        grader: the recipe's, where the request's has references to stored graders.
 
     Raises:
         InvalidRequest: with the dotted path of what does not fit together.
@@ -87,7 +93,8 @@ def build(body: CreateJob, seed: int, train_rows: int, validation_rows: int | No
     given = hyper.model_dump(exclude_none=True)
     _check_evaluation(body, hyper, method, validation_rows)
     _check_extensions(body, hyper, method, validation_rows)
-    spec: dict[str, Any] = {"type": method.type, "grader": method.grader, "optimizer": _optimizer(given, method)}
+    definition = grader.model_dump(mode="json") if grader is not None else method.grader
+    spec: dict[str, Any] = {"type": method.type, "grader": definition, "optimizer": _optimizer(given, method)}
     spec |= {name: given[name] for name in _SPECS[method.type].model_fields if name in given}
     spec |= _rollout(given, method)
     if isinstance(method.block, ReinforcementBlock):

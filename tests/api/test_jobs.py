@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,9 @@ class TestCreate:
         with service.http() as http:
             assert http.get(f"{URL}/{job['id']}").json() == job
             told = [event["message"] for event in everything(http, f"{URL}/{job['id']}/events")]
+        tried = told.pop(1)
+        about = "Grader 'same' on the first 3 rows of the training_file, with an empty answer: rewards 0, 0, 0"
+        assert re.fullmatch(rf"{about} \([\d.e-]+ ms each\)", tried), tried
         assert told[::-1] == [
             f"Created fine-tuning job: {job['id']}",
             f"Validating training file: {job['training_file']}",
@@ -351,8 +355,8 @@ class TestProgress:
             told = everything(http, f"{url}/events", limit=1)
             assert told[0]["message"] == "Step 3/20 , train mean reward=0.75"
             assert (told[0]["type"], told[0]["data"]["train_mean_reward"]) == ("metrics", 0.75)
-            assert len(told) == 7
-            assert len({event["id"] for event in told}) == 7
+            assert len(told) == 8
+            assert len({event["id"] for event in told}) == 8
             series = http.get(f"{url}/metrics").json()["data"]
             assert series[0] == {"step": 1, "split": "train", "values": {"loss": -1.0, "reward_mean": 0.25}}
             params: dict[str, Any] = {"names": "reward_mean,x", "since_step": 2, "format": "csv"}

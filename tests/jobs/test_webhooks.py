@@ -21,9 +21,10 @@ import openai
 import pytest
 import sqlalchemy as sa
 import structlog
+from pydantic import ValidationError
 
+from bgpo.egress import Egress
 from jobs.db import Database, now
-from jobs.egress import Egress
 from jobs.errors import InvalidState, NotFound
 from jobs.ids import WEBHOOK, new_id
 from jobs.repositories import events, job_rows, webhooks
@@ -229,6 +230,20 @@ class TestDelivery:
         assert server.connections == 0
         assert read(db, plain).last_error == "the URL must begin with https://"
         assert read(db, secure).last_error == "the URL leads to an address that is not public"
+
+    def test_a_list_of_hosts_holds_for_webhooks(
+        self, db: Database, settings: Settings, put: Callable[[str], str]
+    ) -> None:
+        with receiver(saying(OK)) as server:
+            delivery_id = put(hook(server))
+            deliver_due(Settings(**(settings.model_dump() | {"egress_hosts": ("*.Example.com",)})), db)
+        assert server.connections == 0
+        assert read(db, delivery_id).last_error == "the URL has a host that is not on this service's list of hosts"
+
+    def test_a_list_of_hosts_with_something_else_on_it(self, tmp_path: Path) -> None:
+        assert Settings(home=tmp_path, egress_hosts=("*.Example.com",)).egress_hosts == ("*.example.com",)
+        with pytest.raises(ValidationError, match="is no host"):
+            Settings(home=tmp_path, egress_hosts=("https://example.com",))
 
     def test_without_secret_nothing_is_sent(self, db: Database, settings: Settings, put: Callable[[str], str]) -> None:
         with receiver(saying(OK)) as server:

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 import trustme
 
-from jobs.egress import Egress, EgressFailed, EgressRefused, Limits, resolve
+from bgpo.egress import Egress, EgressFailed, EgressRefused, Limits, resolve
 from tests.jobs.receivers import OK, Request, receiver, saying, status
 
 SHORT = Limits(connect_s=1, read_s=1, total_s=1)
@@ -116,6 +116,21 @@ class TestPinning:
                 with pytest.raises(EgressRefused, match="not public"):
                     client.request("POST", f"https://receiver.example:{server.port}/")
         assert server.connections == 0
+
+    def test_a_host_that_is_not_listed_is_not_even_resolved(self) -> None:
+        asked: list[str] = []
+
+        def resolver(host: str, port: int) -> list[str]:
+            asked.append(host)
+            return ["127.0.0.1"]
+
+        with receiver(saying(OK)) as server:
+            client = Egress(allow_private=True, hosts=("*.example.com",), resolver=resolver)
+            with pytest.raises(EgressRefused, match="list of hosts"):
+                client.request("POST", f"http://example.org:{server.port}/")
+            assert (asked, server.connections) == ([], 0)
+            assert client.request("POST", f"http://a.example.com:{server.port}/").status == 200
+        assert asked == ["a.example.com"]
 
     def test_the_refusal_names_no_inner_address(self) -> None:
         with pytest.raises(EgressRefused) as refused:

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from jobs.destinations import EgressRefused, check_address, check_url
+from bgpo.egress.destinations import EgressRefused, check_address, check_url, host_pattern
 
 INNER = [
     # IPv4: this network, private, carriers, loopback, link-local (metadata), assignments, documentation, benchmarks,
@@ -209,3 +209,57 @@ def test_the_operator_may_open_more() -> None:
     for url in ("http://169.254.169.254/latest/meta-data", "http://2130706433/", "http://a:b@localhost/"):
         with pytest.raises(EgressRefused):
             check_url(url, allow_private=True)
+
+
+class TestListOfHosts:
+    HOSTS = ("api.example.com", "*.Partner.example", "203.0.114.7", "2606:4700:0::1111", "münchen.example")
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://api.example.com/hook",
+            "https://API.example.com/hook",
+            "https://a.partner.example/",
+            "https://a.b.partner.example/",
+            "https://203.0.114.7/",
+            "https://[2606:4700::1111]/",
+            "https://xn--mnchen-3ya.example/",
+        ],
+    )
+    def test_a_host_on_it_is_accepted(self, url: str) -> None:
+        check_url(url, hosts=self.HOSTS)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://example.com/",
+            "https://x.api.example.com/",
+            "https://evilapi.example.com/",
+            "https://api.example.com.evil.example/",
+            "https://partner.example/",
+            "https://evilpartner.example/",
+            "https://203.0.114.8/",
+            "https://[2606:4700::1112]/",
+        ],
+    )
+    def test_any_other_is_refused(self, url: str) -> None:
+        with pytest.raises(EgressRefused, match="list of hosts"):
+            check_url(url, hosts=self.HOSTS)
+
+    def test_an_empty_list_allows_nothing(self) -> None:
+        with pytest.raises(EgressRefused, match="list of hosts"):
+            check_url("https://example.com/", hosts=())
+
+    def test_being_on_it_opens_no_private_address(self) -> None:
+        with pytest.raises(EgressRefused, match="not public"):
+            check_url("https://127.0.0.1/", hosts=("127.0.0.1",))
+        with pytest.raises(EgressRefused, match="list of hosts"):
+            check_url("http://127.0.0.1/", hosts=("localhost",), allow_private=True)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "*", "*.", "*.com", "a.*.com", "https://a.com", "a.com/x", "a.com:443", "u@a.com", "*.127.0.0.1", "127.1"],
+    )
+    def test_an_entry_that_is_no_host(self, text: str) -> None:
+        with pytest.raises(ValueError, match="is no host"):
+            host_pattern(text)

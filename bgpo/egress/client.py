@@ -1,4 +1,4 @@
-"""The one way out: HTTP requests to URLs that users name, which must not become requests into our own network.
+"""Sends HTTP requests to URLs that users name, which must not become requests into our own network.
 
 A name is resolved once, every address it has must be a public one, and the connection goes to an address that was
 checked: the network backend is given addresses and never sees a name, so an answer that changes between check and use
@@ -21,10 +21,8 @@ from typing import Any, TypeVar
 import httpcore2
 
 from bgpo import __version__
+from bgpo.egress.destinations import PORTS, Address, Target, check_address, literal, parse
 from bgpo.errors import BgpoError
-from jobs.destinations import PORTS, Address, EgressRefused, Target, check_address, check_url, literal, parse
-
-__all__ = ["Egress", "EgressFailed", "EgressRefused", "Limits", "Reply", "check_url", "resolve"]
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Host name and port to addresses; raises OSError."""
@@ -72,17 +70,24 @@ def resolve(host: str, port: int) -> list[str]:
 
 
 class Egress:
-    """Sends requests out. Keeps no connections and no state, so threads may share it."""
+    """Sends requests out. Keeps no connections and no state, so threads may share it.
+
+    Args:
+        allow_private: also http, any port, and addresses of loopback and private networks.
+        ports: what a URL may have; None = any.
+        hosts: host names and addresses that a URL may have, `*.example.com` for all subdomains; None = any.
+    """
 
     def __init__(
         self,
         *,
         allow_private: bool = False,
-        ports: Collection[int] = PORTS,
+        ports: Collection[int] | None = PORTS,
+        hosts: Collection[str] | None = None,
         resolver: Resolver = resolve,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._allow_private, self._ports, self._resolver = allow_private, ports, resolver
+        self._allow_private, self._ports, self._hosts, self._resolver = allow_private, ports, hosts, resolver
         self._tls = tls or httpcore2.default_ssl_context()
 
     def request(
@@ -102,7 +107,7 @@ class Egress:
         """
         limits = limits or Limits()
         deadline = time.monotonic() + limits.total_s
-        target = parse(url, self._allow_private, self._ports)
+        target = parse(url, self._allow_private, self._ports, self._hosts)
         backend = _Pinned(self._addresses(target, deadline), limits, deadline)
         origin = httpcore2.Origin(target.scheme.encode(), target.host.encode(), target.port)
         outgoing = {

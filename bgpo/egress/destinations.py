@@ -1,7 +1,7 @@
 """Where requests to URLs that users name may go: what their text must be, and which addresses are public.
 
-Judging the text alone (`check_url`) tells an author early what is wrong; `jobs.egress` judges the addresses as well,
-each time it connects.
+Judging the text alone (`check_url`) tells an author early what is wrong; `bgpo.egress.client` judges the addresses as
+well, each time it connects.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 PORTS = (443,)
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})+")
+_NOT_IN_NAMES = re.compile(r"[\s/?#@:\\\[\]]")
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 
 _REFUSED = [
@@ -61,22 +62,28 @@ class Target:
     path: bytes
 
 
-def check_url(url: str, *, allow_private: bool = False, ports: Collection[int] = PORTS) -> None:
+def check_url(
+    url: str,
+    *,
+    allow_private: bool = False,
+    ports: Collection[int] | None = PORTS,
+    hosts: Collection[str] | None = None,
+) -> None:
     """Refuse a URL that no request may go to, as far as its text tells: nothing is resolved.
 
     Args:
-        allow_private: also http, any port, and addresses of loopback and private networks.
+        allow_private, ports, hosts: as for `Egress`.
 
     Raises:
         EgressRefused: saying what is wrong with it.
     """
-    target = parse(url, allow_private, ports)
+    target = parse(url, allow_private, ports, hosts)
     address = literal(target.host)
     if address is not None:
         check_address(address, allow_private)
 
 
-def parse(url: str, allow_private: bool, ports: Collection[int]) -> Target:
+def parse(url: str, allow_private: bool, ports: Collection[int] | None, hosts: Collection[str] | None) -> Target:
     """Take a URL apart. Raises EgressRefused."""
     try:
         parsed = httpx2.URL(url)
@@ -90,10 +97,42 @@ def parse(url: str, allow_private: bool, ports: Collection[int]) -> Target:
         raise EgressRefused("must not contain a user name or password")
     host = parsed.raw_host.decode("ascii")
     _check_host(host, allow_private)
+    if hosts is not None and not any(_matches(host, pattern) for pattern in map(host_pattern, hosts)):
+        raise EgressRefused("has a host that is not on this service's list of hosts")
     port = parsed.port if parsed.port is not None else schemes[parsed.scheme]
-    if not 0 < port < 1 << 16 or (port not in ports and not allow_private):
-        raise EgressRefused(f"must have port {' or '.join(map(str, sorted(ports)))}")
+    listed = ports is None or allow_private or port in ports
+    if not 0 < port < 1 << 16 or not listed:
+        raise EgressRefused(f"must have port {' or '.join(map(str, sorted(ports or PORTS)))}")
     return Target(parsed.scheme, host, port, parsed.netloc, parsed.raw_path)
+
+
+def host_pattern(text: str) -> str:
+    """An entry of a list of hosts as it is compared: lower case, other scripts in their ASCII form.
+
+    Raises:
+        ValueError: it is neither a name nor an address, nor `*.` and a name.
+    """
+    prefix, name = ("*.", text[2:]) if text.startswith("*.") else ("", text)
+    address = literal(name)
+    if address is not None and not prefix:
+        return str(address)
+    try:
+        if _NOT_IN_NAMES.search(name):
+            raise ValueError
+        host = httpx2.URL(f"https://{name}").raw_host.decode("ascii")
+        _check_host(host, allow_private=not prefix)
+        if literal(host) is not None:
+            raise ValueError
+    except (httpx2.InvalidURL, ValueError):
+        raise ValueError(f"{text!r} is no host: give example.com, *.example.com or an address") from None
+    return prefix + host
+
+
+def _matches(host: str, pattern: str) -> bool:
+    address = literal(host)
+    if address is not None:
+        return str(address) == pattern
+    return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
 
 
 def _check_host(host: str, allow_private: bool) -> None:
