@@ -112,7 +112,7 @@ class JobError:
     """What happened, without advice."""
     param: str | None = None
     detail: str | None = None
-    """The end of the trainer's log."""
+    """The end of the trainer's log, and a traceback of the user's own code."""
     phase: str | None = None
     step: int | None = None
 

@@ -37,6 +37,8 @@ class _Told:
 @dataclass
 class _Found:
     error: GradeErrorInfo
+    row: int
+    """Of the first sample."""
     count: int = 0
 
 
@@ -48,10 +50,14 @@ class ErrorEvents:
         self._grader, self._reporter = grader, reporter
         self._told: dict[_Key, _Told] = {}
 
-    def report(self, step: int, grades: Sequence[Grade], split: Split) -> None:
-        """Tell of the errors of a step, or of an evaluation at it."""
+    def report(self, step: int, grades: Sequence[Grade], rows: Sequence[int], split: Split) -> None:
+        """Tell of the errors of a step, or of an evaluation at it.
+
+        Args:
+            rows: number in the split's file of the row that each grade is about.
+        """
         due = []
-        for key, found in self._found(grades).items():
+        for key, found in self._found(grades, rows).items():
             told = self._told.get(key)
             if told is not None:
                 told.since += found.count
@@ -75,14 +81,14 @@ class ErrorEvents:
         data = {"grader": grader, "kind": kind, "step": step, "split": split, "count": count}
         self._reporter.log(
             "warn",
-            f"{where}: grader {grader!r} failed {often}: {kind}: {message}",
-            data | {"message": message, "traceback": found.error.details},
+            f"{where}: grader {grader!r} failed {often}, now on row {found.row}: {kind}: {message}",
+            data | {"row": found.row, "message": message, "traceback": found.error.details},
         )
 
-    def _found(self, grades: Sequence[Grade]) -> dict[_Key, _Found]:
+    def _found(self, grades: Sequence[Grade], rows: Sequence[int]) -> dict[_Key, _Found]:
         """The errors by what makes them the same, with how often they occurred."""
         found: dict[_Key, _Found] = {}
-        for name, error in (pair for grade in grades for pair in errors_of(grade, self._grader)):
-            key = (name, error.kind, error.message)
-            found.setdefault(key, _Found(error)).count += 1
+        for grade, row in zip(grades, rows, strict=True):
+            for name, error in errors_of(grade, self._grader):
+                found.setdefault((name, error.kind, error.message), _Found(error, row)).count += 1
         return found

@@ -47,6 +47,11 @@ class Answers:
                 metrics["sampled_pass_at_k"] = sum(map(any, graded)) / len(graded)
         return metrics | {f"greedy_{name}": value for name, value in grading.summarize(self.greedy).items()}
 
+    def tell(self, step: int, grading: Grading) -> None:
+        """Report the errors. Raises GraderError where the first one is to end the run."""
+        rows = [slot // self.per_prompt for slot in range(len(self.sampled))]
+        grading.tell(step, [*self.sampled, *self.greedy], [*rows, *range(len(self.greedy))], evaluation=True)
+
     def seconds(self) -> dict[str, float]:
         """Of each grader, over both ways of answering; no part of the metrics, which a repetition gives again."""
         return grader_seconds([*self.sampled, *self.greedy])
@@ -80,7 +85,7 @@ def evaluate(
     assert grading is not None
     with grading:
         answers = answer(policy, rows, recipe, grading, cluster)
-        grading.tell(0, [*answers.sampled, *answers.greedy], evaluation=True)
+        answers.tell(0, grading)
         return answers.metrics(grading)
 
 

@@ -53,14 +53,17 @@ class Grading:
         """See `bgpo.training.grade_metrics.summarize`."""
         return summarize(grades, self.grader.name, self.on_error)
 
-    def tell(self, step: int, grades: Sequence[Grade], *, evaluation: bool = False) -> None:
+    def tell(self, step: int, grades: Sequence[Grade], rows: Sequence[int], *, evaluation: bool = False) -> None:
         """Report errors of a step or of an evaluation at it.
+
+        Args:
+            rows: number of the row that each grade is about.
 
         Raises:
             GraderError: there are some, and the first was to end the run.
         """
         if self._events is not None:
-            self._events.report(step, grades, "validation" if evaluation else "train")
+            self._events.report(step, grades, rows, "validation" if evaluation else "train")
         failed = [grade for grade in grades if grade.error is not None]
         if failed and self.on_error == "fail":
             of = "of the evaluation" if evaluation else "of the step"

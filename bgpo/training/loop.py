@@ -179,7 +179,7 @@ class Run:
     def _grade_answers(self, step: int, grading: Grading) -> tuple[dict[str, float], dict[str, float]]:
         """Metrics of answers to the validation prompts, and seconds of the graders."""
         answers = answer(self._policy, self._validation, self.spec, grading, self.cluster)
-        grading.tell(step, [*answers.sampled, *answers.greedy], evaluation=True)
+        answers.tell(step, grading)
         return answers.metrics(grading), answers.seconds()
 
     def _out_of_patience(self, step: int) -> bool:

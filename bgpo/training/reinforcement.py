@@ -53,7 +53,7 @@ class ReinforcementTrainer:
         collected = self._collector.collect(step, watch)
         self._log_samples(step, collected.records)
         grades = [grade for record in collected.records for grade in record.grades]
-        self._grading.tell(step, grades)
+        self._grading.tell(step, grades, [record.row for record in collected.records for _ in record.grades])
         self._grading.judge(grades, last=step == self._method.max_steps)
         self._reporter.enter("training", step)
         learning_rate = self._optimizer.learning_rate

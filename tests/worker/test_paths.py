@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.failures import JobError
 from jobs.settings import Settings
-from worker.paths import hidden, hide, places
+from worker.paths import hidden, hide, hide_in, places, secret_names
 
 
 def test_the_innermost_folder_gives_the_name(tmp_path: Path) -> None:
@@ -33,3 +33,10 @@ def test_the_root_folder_is_in_every_path_and_hides_nothing() -> None:
 def test_an_errors_message_and_log_are_both_cleaned() -> None:
     error = hidden(JobError("oom", "in /a/b", "p", "see /a/b/log", "rollout", 3), {"/a/b": "<work>"})
     assert error == JobError("oom", "in <work>", "p", "see <work>/log", "rollout", 3)
+
+
+def test_secrets_are_called_by_their_names() -> None:
+    named = secret_names({"SHORT": "abc", "KEY": "hunter2", "LONG": "hunter2-and-more"})
+    assert list(named) == ["hunter2-and-more", "hunter2"]
+    value = {"a": ["Bearer hunter2", 7, None], "b": {"c": "hunter2-and-more abc"}}
+    assert hide_in(value, named) == {"a": ["Bearer <secret KEY>", 7, None], "b": {"c": "<secret LONG> abc"}}

@@ -209,10 +209,10 @@ def test_evaluations_count_errors_and_drop_or_zero_them(wordy: Policy) -> None:
             assert values.get(f"{which}_grader_errors/flaky/python_grader_runtime_error", 0) == errors
         assert values["sampled_grader_errors"] > 0
         assert set(answers.seconds()) == {"seconds_grader/flaky"}
-        grading.tell(0, [*answers.sampled, *answers.greedy], evaluation=True)
+        answers.tell(0, grading)
     failing = Grading(grader, GradingSpec(on_error="fail"))
     with pytest.raises(GraderError, match="of the evaluation could not be graded"):
-        failing.tell(0, [*answers.sampled, *answers.greedy], evaluation=True)
+        answers.tell(0, failing)
 
 
 def test_evaluate_ends_at_an_error_too(wordy: Policy) -> None:
