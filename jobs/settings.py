@@ -14,9 +14,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bgpo.egress import host_pattern
+from bgpo.egress.signing import keys
 from bgpo.rewards.settings import JudgeSettings
 from jobs.vault import parse_keys
-from jobs.webhooks import keys
 
 _EXAMPLE_MODELS = Path(__file__).resolve().parent.parent / "examples" / "models"
 

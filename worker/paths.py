@@ -13,9 +13,9 @@ from jobs.settings import Settings
 
 def places(settings: Settings, work: Path) -> dict[str, str]:
     """What stands for which folder in texts about an attempt whose folder is `work`; the innermost folder first."""
-    named = {work: "<work>", settings.model_root: "<models>"}
-    named |= {settings.reward_model_root: "<reward models>"} if settings.reward_model_root is not None else {}
-    named |= {settings.home: "<home>"}
+    named = {work: "<work>", settings.model_root: "<models>", settings.home: "<home>"}
+    if settings.reward_model_root is not None:
+        named[settings.reward_model_root] = "<reward models>"
     found: dict[str, str] = {}
     for path, name in named.items():
         for spelled in (path, path.resolve()):

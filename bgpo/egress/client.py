@@ -9,6 +9,7 @@ the environment are not read, and time and size have limits that no receiver can
 from __future__ import annotations
 
 import ipaddress
+import logging
 import queue
 import socket
 import ssl
@@ -26,6 +27,9 @@ from bgpo.errors import BgpoError
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Host name and port to addresses; raises OSError."""
+
+# Its debug lines show the headers of answers, where a receiver can echo the secrets it was sent.
+logging.getLogger("httpcore2").setLevel(logging.INFO)
 
 _WRITE = 1 << 14
 """Bytes handed to the socket at once."""

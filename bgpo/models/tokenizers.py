@@ -22,8 +22,11 @@ _BPE_CLASSES: dict[str, type[PreTrainedTokenizerFast]] = {
 }
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(directory: Path, *, chat_template: bool = True) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint directory.
+
+    Args:
+        chat_template: it must have one.
 
     Raises:
         ModelError: there is none that can be read, or it has no chat template.
@@ -33,7 +36,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         tokenizer: PreTrainedTokenizerFast = tokenizer_class.from_pretrained(str(directory), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the tokenizer in {directory} cannot be loaded: {error}") from error
-    if tokenizer.chat_template is None:
+    if chat_template and tokenizer.chat_template is None:
         raise ModelError(f"the tokenizer in {directory} has no chat template: put one into chat_template.jinja")
     return tokenizer
 

@@ -16,9 +16,13 @@ from bgpo.errors import SpecError
 from bgpo.rewards import spec as specs
 from bgpo.rewards.code import CodeGrader
 from bgpo.rewards.countdown import CountdownGrader
+from bgpo.rewards.endpoint import EndpointGrader
 from bgpo.rewards.grade import Grade, GradeErrorInfo, GradeErrorKind, Grader, Part, Sample, Usage
+from bgpo.rewards.label_model import LabelModelGrader
 from bgpo.rewards.math import MathGrader
 from bgpo.rewards.multi import MultiGrader
+from bgpo.rewards.reward_model import RewardModelGrader
+from bgpo.rewards.score_model import ScoreModelGrader
 from bgpo.rewards.settings import GraderSettings, Resources
 from bgpo.rewards.spec import AnyGraderSpec, GraderSpec, MultiSpec, parse_grader_spec
 from bgpo.rewards.string_check import StringCheckGrader
@@ -41,10 +45,14 @@ __all__ = [
 
 _COMPILERS: dict[type, Callable[[Any, Resources], Grader]] = {
     specs.StringCheckSpec: lambda spec, _: StringCheckGrader(spec),
+    specs.ScoreModelSpec: ScoreModelGrader,
+    specs.LabelModelSpec: LabelModelGrader,
     specs.SudokuSpec: lambda spec, _: SudokuGrader(spec),
     specs.CountdownSpec: lambda spec, _: CountdownGrader(spec),
     specs.MathSpec: lambda spec, _: MathGrader(spec),
     specs.CodeSpec: lambda spec, _: CodeGrader(spec),
+    specs.EndpointSpec: EndpointGrader,
+    specs.RewardModelSpec: RewardModelGrader,
 }
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Self
 
 import torch
@@ -146,9 +145,9 @@ def open_grading(
         return None
 
     def load(directory: str) -> RewardModel:
-        # Only runs with such a grader need it.
-        model: RewardModel = import_module("bgpo.models.reward_model").load_reward_model(directory, device)
-        return model
+        from bgpo.models.reward_model import load_reward_model  # only runs with such a grader need it
+
+        return load_reward_model(directory, device)
 
     try:
         grader = compile_grader(spec, Resources(settings, secrets, load))

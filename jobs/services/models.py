@@ -1,4 +1,4 @@
-"""The catalog of base models: the sub-folders of `model_root` with a config.json, by folder name.
+"""A catalog of models: the sub-folders of `model_root` (or `reward_model_root`) with a config.json, by folder name.
 
 Ids from requests are looked up in the listing and never joined to a path. Tuned models are rows, see `tuned_models`.
 """
@@ -24,12 +24,12 @@ class BaseModel:
 class Catalog:
     """Read anew on every call, so that an administrator can add models while the service runs."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | None) -> None:
         self._root = root
 
     def list(self) -> list[BaseModel]:
         """All base models by id."""
-        if not self._root.is_dir():
+        if self._root is None or not self._root.is_dir():
             return []
         configs = sorted(self._root.glob("*/config.json"))
         return [

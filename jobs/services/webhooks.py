@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from bgpo.egress import Egress, EgressFailed, EgressRefused, Limits
+from bgpo.egress.signing import headers, keys
 from jobs.context import Context
 from jobs.db import Database
 from jobs.errors import InvalidState, NotFound
@@ -20,7 +21,7 @@ from jobs.repositories import events, job_rows, webhooks
 from jobs.repositories.webhooks import Due
 from jobs.settings import Settings
 from jobs.tables import Delivery
-from jobs.webhooks import body, headers, keys, retry_in
+from jobs.webhooks import body, retry_in
 
 PARALLEL = 8
 """Tries at once, so that a receiver that takes all its time does not hold up the others."""

@@ -6,8 +6,9 @@ import base64
 
 import pytest
 
+from bgpo.egress.signing import keys
 from jobs.settings import Settings
-from jobs.webhooks import RETRY_DELAYS_S, keys, retry_in
+from jobs.webhooks import RETRY_DELAYS_S, retry_in
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 OTHER = "whsec_" + base64.b64encode(b"t" * 32).decode()

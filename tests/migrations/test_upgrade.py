@@ -192,3 +192,36 @@ def test_a_newer_database_is_refused(old: FirstRelease) -> None:
     assert ran.returncode == 1
     assert ran.stderr.startswith("The database has schema 9999")
     assert "Traceback" not in ran.stderr
+
+
+def test_rows_of_the_second_schema_come_through(old: FirstRelease) -> None:
+    upgrade(old.url, "0002")
+    delivery = {
+        "id": "evt_1",
+        "project_id": "proj_default",
+        "job_id": job_id("succeeded"),
+        "type": "fine_tuning.job.succeeded",
+        "url": "https://example.com",
+        "created_at": 1.5,
+        "state": "dead",
+        "attempts": 3,
+        "next_at": 2.5,
+        "last_status": 500,
+        "last_error": "ü",
+        "delivered_at": None,
+    }
+    engine = create_engine(old.url)
+    deliveries = sa.Table("webhook_deliveries", sa.MetaData(), autoload_with=engine)
+    with engine.execution_options(bgpo_write=True).begin() as connection:
+        connection.execute(sa.insert(deliveries), delivery)
+    before = read(old.url)
+    upgrade(old.url)
+    assert read(old.url) == before
+    metadata = sa.MetaData()
+    with engine.connect() as connection:
+        assert dict(connection.execute(sa.select(deliveries)).mappings().one()) == delivery
+        metadata.reflect(connection)
+        for name in ("secrets", "graders", "grader_versions"):
+            assert connection.execute(sa.select(metadata.tables[name])).all() == []
+    engine.dispose()
+    assert schema_of(old.url) == SCHEMA
