@@ -123,7 +123,8 @@ class Collector:
         with watch.measure("rollout"):
             batch = roll_out(self._policy, rows, method, self._seed, step, list(picked))
         self._reporter.enter("grading", step)
-        with watch.measure("reward"):
+        # A reward model computes in its own precision, as it does in the threads of evaluations.
+        with watch.measure("reward"), torch.autocast(self._policy.device.type, enabled=False):
             grades = grade_rollouts(batch, self._grading.grader, method.group_size)
         return self._sorted_out(picked, batch, grades)
 
