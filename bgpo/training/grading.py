@@ -9,7 +9,7 @@ evaluation. Under the first two the steps of a reinforcement run are watched, ev
 - until a window is full only a grader that has failed on each of at least FEWEST samples ends the run. What there is
   after the last step is judged like a full one, so that a short run does not pass for a success.
 
-The window begins anew in a resumed run, which can delay the end and changes nothing else. What is said of errors
+The window is part of a checkpoint, so a resumed run ends where an undisturbed one does. What is said of errors
 (`tell`) is a sample: metrics have all counts. All of it follows from grades that every process has, so the processes of
 a run end together, and with the same words.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 
@@ -35,6 +35,13 @@ FEWEST = 16
 _NAMED = 3
 
 
+class _Step(NamedTuple):
+    """What counts of a step, or of several."""
+
+    errors: int
+    samples: int
+
+
 class Grading:
     """A compiled grader and its error policy. One for all of a run; closed at its end."""
 
@@ -42,7 +49,7 @@ class Grading:
         self.grader, self.on_error = grader, spec.on_error
         self._limit = spec.max_error_rate
         self._events = ErrorEvents(grader.name, reporter) if reporter is not None else None
-        self._window: deque[list[Grade]] = deque()
+        self._window: deque[_Step] = deque()
 
     def counts(self, grade: Grade) -> bool:
         """Whether a sample has a reward."""
@@ -65,8 +72,9 @@ class Grading:
             self._events.report(step, grades, rows, "validation" if evaluation else "train")
         failed = [grade for grade in grades if grade.error is not None]
         if failed and self.on_error == "fail":
-            of = "of the evaluation" if evaluation else "of the step"
-            raise self._error(of, "on_error is fail", len(grades), failed)
+            of = "evaluation" if evaluation else "step"
+            why = f"{len(failed)} of the {len(grades)} samples of the {of} could not be graded (on_error is fail)"
+            raise self._error(why, failed)
 
     def judge(self, grades: Sequence[Grade], *, last: bool) -> None:
         """Take in all grades of a training step.
@@ -77,18 +85,28 @@ class Grading:
         Raises:
             GraderError: too many errors.
         """
-        self._window.append(list(grades))
-        while sum(map(len, self._window)) - len(self._window[0]) >= WINDOW:
+        failed = [grade for grade in grades if grade.error is not None]
+        step = _Step(len(failed), len(grades))
+        self._window.append(step)
+        while sum(each.samples for each in self._window) - self._window[0].samples >= WINDOW:
             self._window.popleft()
-        seen = [grade for step in self._window for grade in step]
-        failed = [grade for grade in seen if grade.error is not None]
-        if len(seen) >= WINDOW or last:
-            over = self._over(grades) and self._over(seen)
+        errors, samples = (sum(counts) for counts in zip(*self._window, strict=True))
+        if samples >= WINDOW or last:
+            over = self._over(step) and self._over(_Step(errors, samples))
         else:
-            over = len(seen) >= FEWEST and len(failed) == len(seen)
+            over = samples >= FEWEST and errors == samples
         if over:
+            rate = f"{errors / samples:.0%}, max_error_rate {self._limit:g}"
             of = f"of the last {len(self._window)} steps" if len(self._window) > 1 else "of the step"
-            raise self._error(of, f"max_error_rate is {self._limit:g}", len(seen), failed)
+            raise self._error(f"{errors} of the {samples} samples {of} could not be graded ({rate})", failed)
+
+    def state(self) -> list[list[int]]:
+        """Errors and samples of the steps in the window, for a checkpoint."""
+        return [list(step) for step in self._window]
+
+    def restore(self, state: Sequence[Sequence[int]] | None) -> None:
+        """Inverse of `state`; None = a checkpoint that has none."""
+        self._window = deque(_Step(errors, samples) for errors, samples in state or ())
 
     def close(self) -> None:
         """Give back what the grader holds."""
@@ -100,12 +118,11 @@ class Grading:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _over(self, grades: Sequence[Grade]) -> bool:
-        failed = sum(grade.error is not None for grade in grades)
-        return failed > 0 and failed >= self._limit * len(grades)
+    def _over(self, seen: _Step) -> bool:
+        return seen.errors > 0 and seen.errors >= self._limit * seen.samples
 
-    def _error(self, of: str, rule: str, samples: int, failed: Sequence[Grade]) -> GraderError:
-        """How many errors, the most frequent ones, and the traceback of the most frequent one that has one."""
+    def _error(self, why: str, failed: Sequence[Grade]) -> GraderError:
+        """With the latest errors, the most frequent ones first, and the traceback of the first that has one."""
         found: Counter[tuple[str, str]] = Counter()
         first: dict[tuple[str, str], GradeErrorInfo] = {}
         details: dict[tuple[str, str], str] = {}
@@ -118,10 +135,8 @@ class Grading:
         named = "; ".join(
             f"{key[0]}: {key[1]} on {found[key]} samples, such as: {first[key].message}" for key in ranked[:_NAMED]
         )
-        rate = f"{len(failed) / samples:.0%}"
-        message = f"{len(failed)} of the {samples} samples {of} could not be graded ({rate}), and {rule}. {named}"
         traceback = next((details[key] for key in ranked if key in details), None)
-        return GraderError(message, "method.grader", traceback)
+        return GraderError(f"{why}. The latest: {named}", "method.grader", traceback)
 
 
 def open_grading(

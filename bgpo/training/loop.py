@@ -132,6 +132,8 @@ class Run:
         self._best.restore(state.get("best"))
         if self._patience is not None:
             self._patience.restore(state.get("early_stopping"))
+        if self._grading is not None:
+            self._grading.restore(state.get("grading"))
         if _recipe_of(state) != self.spec.recipe():
             self.reporter.log("warn", "the recipe differs from the one the checkpoint was made with")
         step = int(state["step"])
@@ -206,6 +208,8 @@ class Run:
         extra: dict[str, Any] = {"is_best": best, "best": self._best.state()}
         if self._patience is not None:
             extra["early_stopping"] = self._patience.state()
+        if self._grading is not None:
+            extra["grading"] = self._grading.state()
         if metrics and self.spec.method.grader is not None:
             extra["decode"] = decode_settings(self._policy, self.spec, len(self._validation))
         watch = Stopwatch()

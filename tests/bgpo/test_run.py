@@ -370,7 +370,7 @@ def test_a_grader_that_fits_no_row_fails_the_run(failure: Failure) -> None:
     error = error_of(records)
     assert code == ExitCode.GRADER
     assert (error.code, error.param, error.phase, error.step) == ("grader_error", "method.grader", "grading", 1)
-    assert "16 of the 16 samples of the step could not be graded (100%), and max_error_rate is 0.5" in error.message
+    assert "16 of the 16 samples of the step could not be graded (100%, max_error_rate 0.5)" in error.message
     assert "letter: invalid_variable_error on 16 samples, such as: " in error.message
     assert "solution" in error.message
     (warning,) = [record for record in records if isinstance(record, LogRecord)]
@@ -383,4 +383,4 @@ def test_fail_ends_the_run_at_its_first_evaluation(failure: Failure) -> None:
     error = error_of(records)
     assert code == ExitCode.GRADER
     assert (error.code, error.phase, error.step) == ("grader_error", "evaluating", 0)
-    assert "of the evaluation could not be graded (100%), and on_error is fail" in error.message
+    assert "of the evaluation could not be graded (on_error is fail)" in error.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -107,14 +108,31 @@ def test_the_last_step_judges_what_there_is() -> None:
     assert judged([(1, 4)] * 2, last=2) is None
 
 
+def test_a_resumed_run_ends_where_an_undisturbed_one_does() -> None:
+    steps = [(0, 16)] * 8 + [(16, 16)] * 8
+    spec = GradingSpec(max_error_rate=0.5)
+    for stop in (0, 4, 8, 11):
+        first, second = Grading(Flaky(0), spec), Grading(Flaky(0), spec)
+        for errors, of in steps[:stop]:
+            first.judge(grades(errors, of), last=False)
+        second.restore(json.loads(json.dumps(first.state())))
+        for errors, of in steps[stop:11]:
+            second.judge(grades(errors, of), last=False)
+        with pytest.raises(GraderError, match="64 of the 128 samples of the last 8 steps"):
+            second.judge(grades(16, 16), last=False)
+    fresh = Grading(Flaky(0), spec)
+    fresh.restore(None)
+    assert fresh.state() == []
+
+
 def test_the_error_says_how_many_and_which_with_a_traceback() -> None:
     grading = Grading(Flaky(0), GradingSpec(max_error_rate=0.25))
     other = Grade(0.0, False, error=GradeErrorInfo("invalid_variable_error", "no item.answer"))
     with pytest.raises(GraderError) as caught:
         grading.judge([*grades(40, 125), other, other, other], last=False)
     assert caught.value.message == (
-        "43 of the 128 samples of the step could not be graded (34%), and max_error_rate is 0.25. "
-        "g: python_grader_runtime_error on 40 samples, such as: boom; "
+        "43 of the 128 samples of the step could not be graded (34%, max_error_rate 0.25). "
+        "The latest: g: python_grader_runtime_error on 40 samples, such as: boom; "
         "flaky: invalid_variable_error on 3 samples, such as: no item.answer"
     )
     assert (caught.value.param, caught.value.details) == ("method.grader", TRACEBACK)
@@ -174,7 +192,7 @@ def test_with_zero_the_metrics_and_samples_have_the_zeros(wordy: Policy, start: 
 
 def test_fail_ends_the_run_at_the_first_error(wordy: Policy, start: Start) -> None:
     harness = start(wordy, rows_of(wordy), spec_of({"on_error": "fail"}), grader=Flaky(0.9))
-    words = "of the step could not be graded .*on_error is fail.*division by zero"
+    words = "of the step could not be graded .on_error is fail.*division by zero"
     with pytest.raises(GraderError, match=words) as caught:
         harness.step(1)
     assert caught.value.details == TRACEBACK
