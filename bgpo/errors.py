@@ -14,6 +14,8 @@ class BgpoError(Exception):
     """
 
     code: str = "server_error"
+    details: str | None = None
+    """More than a message, for the author of what failed."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
@@ -54,9 +56,14 @@ class ModelError(InvalidInput):
 
 
 class GraderError(BgpoError):
-    """Grading failed in a way the run cannot go on from."""
+    """Grading failed in a way the run cannot go on from; `details` may be a traceback of the user's own grader."""
 
     code = "grader_error"
+
+    def __init__(self, message: str, param: str | None = None, details: str | None = None) -> None:
+        super().__init__(message, param)
+        self.args = (message, param, details)
+        self.details = details
 
 
 class SandboxError(BgpoError):

@@ -4,7 +4,8 @@
 
 The recipe (`bgpo.spec.Recipe`, or a RunSpec's) gives grader, sampler, answers a prompt and seed; with the same data the
 numbers equal those of the run's own evaluation of the same weights. A LoRA checkpoint is evaluated as the run did with
-the base model's directory as `--base`; without it the merged weights are, whose rounding differs.
+the base model's directory as `--base`; without it the merged weights are, whose rounding differs. Judges and the rest
+of the operator's part of grading are those of a RunSpec (`graders`); secrets come by the environment (`bgpo.secrets`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pydantic import ValidationError
 from bgpo.allocator import keep_freed_memory
 from bgpo.errors import BgpoError, SpecError
 from bgpo.records import ExitCode, exit_code
+from bgpo.rewards import GraderSettings
+from bgpo.secrets import take_secrets
 from bgpo.spec import Recipe, RunSpec
 
 
@@ -36,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         metrics = _evaluate(arguments)
     except BgpoError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {error}\n" + (f"{error.details}\n" if error.details else ""))
         return exit_code(error)
     text = json.dumps(metrics, indent=2)
     sys.stdout.write(text + "\n")
@@ -46,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, float]:
-    recipe = read_recipe(Path(arguments.recipe))
+    secrets = take_secrets()
+    recipe, settings = read_recipe(Path(arguments.recipe)), read_settings(Path(arguments.recipe))
 
     import torch  # after the recipe is known to be valid
 
@@ -64,7 +68,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, float]:
     policy = load_policy(arguments.model, dtype=dtype, device=arguments.device, base=arguments.base)
     length = recipe.method.rollout.max_completion_length
     rows = load_prompts(arguments.data, policy, length, param="data")[: recipe.evaluation.samples]
-    return evaluate(policy, rows, recipe)
+    return evaluate(policy, rows, recipe, settings=settings, secrets=secrets)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -84,6 +88,14 @@ def read_recipe(path: Path) -> Recipe:
         raise
     except (OSError, ValidationError, ValueError, TypeError, AttributeError) as error:
         raise SpecError(f"cannot use the recipe {path}: {error}") from error
+
+
+def read_settings(path: Path) -> GraderSettings:
+    """The operator's part of grading in the same file; the default where it is a mere recipe. Raises SpecError."""
+    try:
+        return GraderSettings.model_validate_json(json.dumps(json.loads(path.read_bytes()).get("graders", {})))
+    except (OSError, ValueError, AttributeError) as error:
+        raise SpecError(f"cannot use the graders of {path}: {error}", "graders") from error
 
 
 if __name__ == "__main__":

@@ -113,6 +113,8 @@ class LogRecord(_Record):
     type: Literal["log"]
     level: Literal["info", "warn", "error"]
     message: str
+    data: dict[str, Any] | None = None
+    """The same for programs, and what is too long for a message."""
 
 
 class ErrorRecord(_Record):
@@ -125,6 +127,8 @@ class ErrorRecord(_Record):
     step: int
     message: str
     param: str | None = None
+    details: str | None = None
+    """A traceback of the user's own code."""
 
 
 class EndRecord(_Record):

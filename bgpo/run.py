@@ -3,7 +3,8 @@
 Records (see `bgpo.records`) go to stdout, to the file descriptor given by `--record-fd`, or to the file or FIFO of
 `--record-path`. These flags also make the run supervised: the end of stdin then means that the parent is gone, and the
 run checkpoints and exits. Commands (`checkpoint`, `pause`, `cancel`) are read from stdin. Exit codes are
-`bgpo.records.ExitCode`; the last record repeats them.
+`bgpo.records.ExitCode`; the last record repeats them. Secrets of graders come by `--secret-fd` or the environment, see
+`bgpo.secrets`.
 
 Several processes: `accelerate launch -m bgpo.run SPEC.json`, see docs/distributed.md. The main one (RANK 0) does the
 talking; the others say only why they fail, on stderr and in a supervised run in an error record.
@@ -17,12 +18,14 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from bgpo.allocator import keep_freed_memory
 from bgpo.errors import BgpoError, OutOfMemory, PeerLost, SpecError
 from bgpo.records import ExitCode, RecordWriter, exit_code
+from bgpo.secrets import take_secrets
 from bgpo.spec import RunSpec, parse_run_spec
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--record-fd", type=int, help="write records here instead of stdout; the run is supervised")
     where.add_argument("--record-path", help="the same by name, for processes of a launcher; it must exist")
+    parser.add_argument("--secret-fd", type=int, help="read the secrets of graders here, a JSON object of strings")
     arguments = parser.parse_args(argv)
     supervised = arguments.record_fd is not None or arguments.record_path is not None
     _end_with_launcher()
@@ -46,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         records = os.open(arguments.record_path, os.O_WRONLY | os.O_APPEND)
     writer = RecordWriter(records)
     try:
-        status = _run(arguments.spec, writer, supervised)
+        status = _run(arguments.spec, arguments.secret_fd, writer, supervised)
         if _is_main():
             writer.end(status)
     except BrokenPipeError:
@@ -70,18 +74,19 @@ def _end_with_launcher() -> None:
         sys.exit("the launcher is gone")
 
 
-def _run(path: str, writer: RecordWriter, supervised: bool) -> int:
+def _run(path: str, secret_fd: int | None, writer: RecordWriter, supervised: bool) -> int:
     try:
+        secrets = take_secrets(secret_fd)
         spec = parse_run_spec(path)
     except SpecError as error:
         if _is_main():
             details = {"code": error.code, "message": error.message, "param": error.param}
             writer.emit("error", phase="loading_model", step=0, **details)
         return ExitCode.BAD_SPEC
-    return _train(spec, writer, supervised)
+    return _train(spec, secrets, writer, supervised)
 
 
-def _train(spec: RunSpec, writer: RecordWriter, supervised: bool) -> int:
+def _train(spec: RunSpec, secrets: Mapping[str, str], writer: RecordWriter, supervised: bool) -> int:
     import torch  # after the spec is known to be valid: a bad spec fails in milliseconds
 
     from bgpo.training.cluster import join_cluster
@@ -100,7 +105,7 @@ def _train(spec: RunSpec, writer: RecordWriter, supervised: bool) -> int:
     control.listen(supervised=supervised, commands=_is_main())
     try:
         cluster = join_cluster(spec.device)
-        finished = Run(spec, reporter, control, supervised, cluster).train()
+        finished = Run(spec, reporter, control, supervised, cluster, secrets).train()
         status = ExitCode.FINISHED if finished else ExitCode.STOPPED
         reporter.close()
         if _is_main():
@@ -108,7 +113,7 @@ def _train(spec: RunSpec, writer: RecordWriter, supervised: bool) -> int:
         _part_from(cluster)
         return status
     except BgpoError as error:
-        reporter.error(error.code, error.message, error.param)
+        reporter.error(error.code, error.message, error.param, error.details)
         return exit_code(error)
     except torch.OutOfMemoryError as error:
         reporter.error(OutOfMemory.code, f"{error}; lower the batch size or max_completion_length")

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bgpo.errors import SpecError
+from bgpo.rewards.settings import GraderSettings
 from bgpo.rewards.spec import GraderSpec, wire_path
 
 EstimatorName = Literal[
@@ -211,6 +212,25 @@ class CheckpointingSpec(Strict):
     )
 
 
+class GradingSpec(Strict):
+    """What becomes of samples that the grader fails on, see `bgpo.training.grading`."""
+
+    on_error: Literal["drop", "zero", "fail"] = Field(
+        "drop",
+        description="drop: the sample leaves its group; zero: its reward is 0; fail: the first error ends the run.",
+    )
+    # Half: a judge's bad minutes pass, while a grader that fails on every other sample has a fault of its own.
+    max_error_rate: float = Field(
+        0.5, ge=0, le=1, description="The run ends when the share of samples with an error reaches it and stays there."
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if self.on_error == "fail" and self.max_error_rate != GradingSpec.model_fields["max_error_rate"].default:
+            raise ValueError("max_error_rate says nothing beside on_error fail: the first error ends the run")
+        return self
+
+
 class EarlyStoppingSpec(Strict):
     """Finish before max_steps when evaluations no longer improve."""
 
@@ -237,6 +257,7 @@ class Recipe(Strict):
     method: Method
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     checkpointing: CheckpointingSpec = Field(default_factory=CheckpointingSpec)
+    grading: GradingSpec = Field(default_factory=GradingSpec)
     early_stopping: EarlyStoppingSpec | None = None
     distributed: Literal["ddp", "fsdp2"] = Field(
         "ddp", description="How the processes of `accelerate launch` share the model; one process ignores it."
@@ -247,6 +268,15 @@ class Recipe(Strict):
     def _stops_by_evaluations(self) -> Self:
         if self.early_stopping is not None and self.evaluation.interval is None:
             raise ValueError("early_stopping needs evaluation.interval: it looks at evaluations during the run")
+        return self
+
+    @model_validator(mode="after")
+    def _grades(self) -> Self:
+        default = GradingSpec()
+        if self.method.grader is None and self.grading != default:
+            raise ValueError("grading is about a grader, and the method has none")
+        if self.method.type != "reinforcement" and self.grading.max_error_rate != default.max_error_rate:
+            raise ValueError("grading.max_error_rate is about rewards of training steps; evaluations only count errors")
         return self
 
 
@@ -261,6 +291,7 @@ class RunSpec(Recipe):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads of the trainer; None = torch's default.")
     sinks: list[SinkSpec] = Field(default_factory=list)
+    graders: GraderSettings = Field(default_factory=GraderSettings)
 
     @model_validator(mode="after")
     def _evaluates(self) -> Self:

@@ -37,8 +37,8 @@ FAILURES: dict[str, Failure] = {
         False,
     ),
     "grader_error": Failure(
-        "The grader failed on too many samples.",
-        "Run the grader on the rows named in the events, correct it, and clone the job with it.",
+        "The grader failed on too many samples, or lacks what it needs, such as a secret.",
+        "Run the grader on the rows named in the events, correct it or what it needs, and clone the job with it.",
         False,
     ),
     "dataset_error": Failure(
@@ -112,7 +112,7 @@ class JobError:
     """What happened, without advice."""
     param: str | None = None
     detail: str | None = None
-    """The end of the trainer's log."""
+    """The end of the trainer's log, and a traceback of the user's own code."""
     phase: str | None = None
     step: int | None = None
 

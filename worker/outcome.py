@@ -90,7 +90,7 @@ def of_exception(error: Exception) -> Outcome:
         failure = JobError(canonical(error.code), error.message, error.param)
         if failure.code == "disk_full":
             return Outcome(State.PAUSED, failure)
-        if isinstance(error, InvalidInput):
+        if isinstance(error, InvalidInput) or not may_retry(failure.code):
             return Outcome(State.FAILED, failure)
         return Outcome(None, failure, spend_attempt=True)
     if isinstance(error, OSError) and error.errno in FULL:
@@ -124,7 +124,8 @@ def _placed(error: JobError, seen: Ending) -> JobError:
 def _in_its_own_words(record: ErrorRecord, seen: Ending) -> JobError:
     code = canonical(_CODES.get(record.code, record.code))
     param = _PARAMS.get(record.param or "", record.param)
-    return JobError(code, record.message, param, seen.log_tail, record.phase, record.step)
+    detail = "\n".join(text for text in (seen.log_tail, record.details) if text)
+    return JobError(code, record.message, param, detail, record.phase, record.step)
 
 
 def _describe(seen: Ending) -> str:

@@ -14,7 +14,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,12 +22,14 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.orm import Session
 
-from bgpo.errors import BgpoError, DataError, DiskFullError, ModelError
-from bgpo.spec import parse_run_spec
+from bgpo.errors import BgpoError, DataError, DiskFullError, GraderError, ModelError
+from bgpo.spec import RunSpec, parse_run_spec
 from jobs.artifacts import ArtifactError, Manifest, StorageError, StorageFull
+from jobs.errors import InvalidRequest
 from jobs.repositories import checkpoints, events, files
 from jobs.repositories.claims import Claim
 from jobs.repositories.transitions import hold
+from jobs.services.grading import grader_settings, secrets_for
 from jobs.services.models import BaseModel, Catalog
 from jobs.tables import Checkpoint, File
 from worker import disk
@@ -59,6 +61,16 @@ class Inputs:
         return self.training.bytes + (self.validation.bytes if self.validation else 0)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the trainer starts from, beside the files."""
+
+    resumed_step: int | None
+    """Step of the checkpoint the attempt goes on from, None for the base model."""
+    secrets: dict[str, str] = field(repr=False)
+    """What the job's grader needs, by name: in memory only."""
+
+
 class Preparation(threading.Thread):
     """Start it, wait until it is no longer alive, then ask for the `result`."""
 
@@ -67,16 +79,18 @@ class Preparation(threading.Thread):
         self._context, self._claim, self._workdir = context, claim, workdir
         self._abandoned = threading.Event()
         self._resumed_step: int | None = None
+        self._secrets: dict[str, str] = {}
         self._error: Exception | None = None
 
     def abandon(self) -> None:
         """Stop as soon as possible; nobody waits for the result."""
         self._abandoned.set()
 
-    def result(self) -> int | None:
-        """Step of the checkpoint the attempt goes on from, None for the base model.
+    def result(self) -> Prepared:
+        """What became of it.
 
         Raises:
+            GraderError: a secret that the grader needs is not there (any more).
             ModelError, DataError: the base model or a file is not there (any more).
             SpecError: the stored recipe does not validate (an upgrade made it invalid).
             DiskFullError, StorageFull: the job does not fit the worker's disk.
@@ -84,7 +98,7 @@ class Preparation(threading.Thread):
         """
         if self._error is not None:
             raise self._error
-        return self._resumed_step
+        return Prepared(self._resumed_step, self._secrets)
 
     def run(self) -> None:
         try:
@@ -113,8 +127,10 @@ class Preparation(threading.Thread):
                 "resume_from": str(resume) if resume else None,
                 "device": settings.trainer_device,
                 "threads": settings.trainer_threads,
+                "graders": grader_settings(settings).model_dump(mode="json"),
             }
         )
+        self._secrets = self._look_up_secrets(spec)
         self._workdir.spec.write_text(json.dumps(spec.model_dump(mode="json"), indent=2) + "\n", "utf-8")
 
     def _look_up(self, session: Session) -> Inputs:
@@ -125,6 +141,16 @@ class Preparation(threading.Thread):
             name = "training_file" if training is None else "validation_file"
             raise DataError("the file was deleted before the job started", name)
         return Inputs(training, validation, checkpoints.to_resume(session, claim.job_id))
+
+    def _look_up_secrets(self, spec: RunSpec) -> dict[str, str]:
+        context, project, grader = self._context, self._claim.project_id, spec.method.grader
+        if grader is None:
+            return {}
+        try:
+            return self._until_answered(lambda: secrets_for(context.settings, context.database, project, grader))
+        except InvalidRequest as error:  # deleted since, or this installation keeps none
+            path = f"method.{spec.method.type}.grader"
+            raise GraderError(error.message, f"{path}.{error.param}" if error.param else path) from error
 
     def _require_room(self, model: BaseModel, inputs: Inputs) -> None:
         size, dtype = disk.model_size(model.path)
@@ -184,10 +210,17 @@ class Preparation(threading.Thread):
     def _ask(self, question: Callable[[Session], _T], *, writes: bool = False) -> _T:
         """Ask the database until it answers; the fence of the lease ends an attempt that waits too long."""
         database = self._context.database
+
+        def ask() -> _T:
+            with database.transaction() if writes else database.read() as session:
+                return question(session)
+
+        return self._until_answered(ask)
+
+    def _until_answered(self, ask: Callable[[], _T]) -> _T:
         while True:
             try:
-                with database.transaction() if writes else database.read() as session:
-                    return question(session)
+                return ask()
             except DATABASE_OUTAGE as error:
                 _log.warning("waiting for the database", job_id=self._claim.job_id, error=str(error))
                 self._wait(_DATABASE_RETRY_S)

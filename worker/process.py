@@ -3,13 +3,15 @@
 A warden (`worker.warden`) stands between the worker and the trainer and ends everything the trainer started when the
 trainer has exited, the worker is gone, or the lease was not good for too long. The trainer gets an environment built
 from an allow-list (no database, Redis or API secrets), records on an inherited pipe, commands on stdin, stdout and
-stderr in a log file. A job on several accelerators runs under `accelerate launch`, which passes no descriptors on: then
-the records come through a FIFO in the working directory.
+stderr in a log file, the secrets of its graders on a pipe of their own. A job on several accelerators runs under
+`accelerate launch`, which passes no descriptors on: then the records come through a FIFO in the working directory, and
+the secrets in an environment variable that the trainer deletes (`bgpo.secrets`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import select
@@ -17,12 +19,14 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
+from bgpo.secrets import VARIABLE as SECRETS_VARIABLE
 from worker import warden
 
 # What a numerical program needs from its surroundings. Everything else, secrets first, stays here.
@@ -83,6 +87,7 @@ class TrainerProcess:
         age: float = 0.0,
         lock_fds: Sequence[int] = (),
         processes: int = 1,
+        graders_secrets: Mapping[str, str] | None = None,
     ) -> None:
         """Start `command` with `--record-fd N` appended, or, by several processes, with `--record-path FIFO`.
 
@@ -91,6 +96,7 @@ class TrainerProcess:
             age: seconds since the lease was surely good, as for `keep_alive`.
             lock_fds: descriptors of lock files, held for as long as the trainer or a warden lives.
             processes: above 1 the command runs under `accelerate launch`.
+            graders_secrets: values by name; with any, one process has `--secret-fd N` appended as well.
         """
         self.log_path = log_path
         self._mark = f"{_MARK}={secrets.token_hex(8)}"
@@ -110,6 +116,13 @@ class TrainerProcess:
                 env = _GROUP | env | {"HF_HOME": str(cwd / _LAUNCH)}  # no accelerate configuration of the user's
             passed_on.callback(os.close, writer)
             on_failure.callback(os.close, reader)
+            inherited = [signs, writer, *lock_fds]
+            if graders_secrets and processes == 1:
+                inherited.append(_fed_pipe(json.dumps(dict(graders_secrets)).encode()))
+                passed_on.callback(os.close, inherited[-1])
+                command = [*command, "--secret-fd", str(inherited[-1])]
+            elif graders_secrets:
+                env = {**env, SECRETS_VARIABLE: json.dumps(dict(graders_secrets))}
             begin = [str(number) for number in (fence_s, warden.now() - age, os.getpid(), signs)]
             guard = [sys.executable, "-I", "-S", _WARDEN, *begin, ",".join(map(str, lock_fds))]
             with log_path.open("ab") as log:
@@ -120,7 +133,7 @@ class TrainerProcess:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(signs, writer, *lock_fds),
+                    pass_fds=inherited,
                     start_new_session=True,
                 )
             on_failure.pop_all()
@@ -253,6 +266,18 @@ def _open_fifo(path: Path) -> tuple[int, int]:
     except BaseException:
         os.close(reader)
         raise
+
+
+def _fed_pipe(content: bytes) -> int:
+    """The reading end of a pipe with this content; a thread writes, since a pipe may hold less than there is."""
+    reader, writer = os.pipe()
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), open(writer, "wb") as pipe:  # it ended before it read
+            pipe.write(content)
+
+    threading.Thread(target=feed, name="secrets", daemon=True).start()
+    return reader
 
 
 def _ready(fd: int, events: int, timeout: float) -> bool:

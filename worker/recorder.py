@@ -150,7 +150,8 @@ class Recorder(threading.Thread):
                 fields = record.model_dump(exclude={"type", "seq", "time"})
                 return samples.upsert(session, job, epoch, **fields)
             case LogRecord():
-                seq = events.append(session, job, epoch, record.level, record.message, event_id=event_id)
+                level, text, more = record.level, record.message, record.data
+                seq = events.append(session, job, epoch, level, text, data=more, event_id=event_id)
                 return seq is not None
             case _:
                 return True

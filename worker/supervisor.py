@@ -25,8 +25,8 @@ from worker.gpus import CPU, visible
 from worker.lease import Lease
 from worker.outages import DATABASE_OUTAGE
 from worker.outcome import DRAINED, Outcome, judge, of_exception
-from worker.paths import hidden, places
-from worker.preparation import Preparation
+from worker.paths import hidden, places, secret_names
+from worker.preparation import Preparation, Prepared
 from worker.process import TrainerProcess, clean_environment
 from worker.recorder import Recorder, Started
 from worker.ringing import ring
@@ -87,8 +87,8 @@ class Supervisor:
                 if (early := self._stop_before_start()) is not None:
                     return early
                 preparation.join(TURN_S)
-            resumed_step = preparation.result()
-            return self._stop_before_start() or self._train(resumed_step)
+            prepared = preparation.result()
+            return self._stop_before_start() or self._train(prepared)
         except Exception as error:  # process boundary: whatever broke must not leave the job without an end
             self._log.warning("attempt broke", error=str(error), exc_info=not isinstance(error, BgpoError))
             return of_exception(error)
@@ -110,9 +110,10 @@ class Supervisor:
         message = "the worker was out of touch with the database for too long"
         return Outcome(None, JobError("worker_lost", message), spend_attempt=True)
 
-    def _train(self, resumed_step: int | None) -> Outcome:
+    def _train(self, prepared: Prepared) -> Outcome:
         settings, claim = self._context.settings, self._claim
-        devices = self._context.slot.devices[: claim.gpus]
+        devices, resumed_step = self._context.slot.devices[: claim.gpus], prepared.resumed_step
+        self._places = secret_names(prepared.secrets) | self._places
         trainer = TrainerProcess(
             [*self._context.trainer, str(self._workdir.spec)],
             cwd=self._workdir.path,
@@ -122,6 +123,7 @@ class Supervisor:
             age=self._lease.age,
             lock_fds=self._lock_fds,
             processes=claim.gpus,
+            graders_secrets=prepared.secrets,
         )
         try:
             self._log.info("trainer started", pid=trainer.pid, resumed_step=resumed_step)

@@ -18,9 +18,10 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bgpo.errors import PeerLost
 from bgpo.records import (
@@ -37,7 +38,7 @@ from jobs.failures import JobError
 from worker.context import WorkerContext
 from worker.lease import Lease
 from worker.outcome import Ending
-from worker.paths import hide
+from worker.paths import hide, hide_in
 from worker.process import StopLadder, TrainerProcess
 from worker.recorder import Recorder
 from worker.uploader import Uploader
@@ -47,6 +48,7 @@ from worker.workdir import WorkDir
 TURN_S = 0.2
 TERM_GRACE_S = 30.0
 _LOADING = "loading_model"
+_R = TypeVar("_R", bound=BaseModel)
 _log = structlog.get_logger(__name__)
 
 
@@ -177,18 +179,23 @@ class Watch:
             case CheckpointRecord():
                 self._take_checkpoint(record)
             case ErrorRecord():
-                if self._error is None or self._error.code == PeerLost.code:
-                    self._error = record.model_copy(update={"message": hide(record.message, self._places)})
+                if self._error is None or self._error.code == PeerLost.code or self._says_more(record, self._error):
+                    self._error = _hidden(record, self._places, "message", "details")
             case EndRecord():
                 self._end = record
             case LogRecord():
-                self._recorder.put(record.model_copy(update={"message": hide(record.message, self._places)}))
-            case SampleRecord(error=str(error)):
-                self._recorder.put(record.model_copy(update={"error": hide(error, self._places)}))
+                self._recorder.put(_hidden(record, self._places, "message", "data"))
+            case SampleRecord(error=str()):
+                self._recorder.put(_hidden(record, self._places, "error"))
             case _:
                 if isinstance(record, PhaseRecord):
                     self._phase, self._step = record.phase, record.step
                 self._recorder.put(record)
+
+    @staticmethod
+    def _says_more(record: ErrorRecord, known: ErrorRecord) -> bool:
+        """Processes that fail together say the same, and all but the main one in few words."""
+        return record.code == known.code and record.details is not None and known.details is None
 
     def _take_checkpoint(self, record: CheckpointRecord) -> None:
         try:
@@ -216,6 +223,11 @@ class Watch:
             return hide(self._trainer.log_tail(), self._places)
         except OSError:  # the folder of an attempt that was taken from us is tidied up
             return ""
+
+
+def _hidden(record: _R, places: Mapping[str, str], *fields: str) -> _R:
+    """The record without the folders of `places` in these fields."""
+    return record.model_copy(update={name: hide_in(getattr(record, name), places) for name in fields})
 
 
 def _kernel_kills() -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from api.schemas.lists import Listed
+from bgpo.spec import GradingSpec
 from jobs.repositories.queue import Waiting
 from jobs.services import scheduling
 from jobs.states import State, WireStatus, wire_status
@@ -52,7 +53,7 @@ class FailureObject(BaseModel):
     phase: str | None = Field(description="What the run was doing.")
     step: int | None
     message: str = Field(description="Ends with what to change.")
-    log_tail: str | None = Field(description="The end of the trainer's log.")
+    log_tail: str | None = Field(description="The end of the trainer's log, and a traceback of the job's own grader.")
     attempt: int = Field(description="Number of the attempt that ended the job; 0 when no worker ever had it.")
 
 
@@ -81,6 +82,8 @@ class JobDetails(BaseModel):
     eval: dict[str, Any]
     checkpointing: dict[str, Any]
     early_stopping: dict[str, Any] | None
+    on_grader_error: Literal["drop", "zero", "fail"]
+    max_error_rate: float
     sample_log: int
 
 
@@ -208,6 +211,7 @@ def event_json(event: Event) -> str:
 
 def _details(job: Job, state: State, waiting: Waiting | None) -> JobDetails:
     queued = waiting if state == State.QUEUED else None
+    grading = GradingSpec.model_validate(job.recipe.get("grading", {}))  # absent in jobs of before it existed
     pause = None
     if state == State.PAUSED and job.pause_code is not None:
         pause = PauseReason(code=job.pause_code, message=job.pause_message or "")
@@ -228,6 +232,8 @@ def _details(job: Job, state: State, waiting: Waiting | None) -> JobDetails:
         eval=job.recipe["evaluation"],
         checkpointing=job.recipe["checkpointing"],
         early_stopping=job.recipe.get("early_stopping"),  # absent in jobs of before it existed
+        on_grader_error=grading.on_error,
+        max_error_rate=grading.max_error_rate,
         sample_log=job.recipe["sample_log"],
     )
 

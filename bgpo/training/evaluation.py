@@ -7,7 +7,9 @@ processes of a run share the work; every one ends with the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,35 +19,90 @@ from bgpo.diffusion.rng import Purpose, stream_keys, substreams
 from bgpo.diffusion.sampler import sample
 from bgpo.errors import SpecError
 from bgpo.models import Policy
-from bgpo.rewards import Grade, Grader, Sample, compile_grader
+from bgpo.rewards import Grade, GraderSettings, Sample
 from bgpo.spec import Recipe, RolloutSpec
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row
+from bgpo.training.grade_metrics import compact, grader_seconds
+from bgpo.training.grading import Grading, open_grading
 
 
-def evaluate(policy: Policy, rows: Sequence[Row], recipe: Recipe, cluster: Cluster | None = None) -> dict[str, float]:
+@dataclass(frozen=True)
+class Answers:
+    """The grades of an evaluation, in the order of rows and answers, the same on every process."""
+
+    sampled: list[Grade]
+    greedy: list[Grade]
+    per_prompt: int
+
+    def metrics(self, grading: Grading) -> dict[str, float]:
+        """See `evaluate`."""
+        metrics = {f"sampled_{name}": value for name, value in grading.summarize(self.sampled).items()}
+        k = self.per_prompt
+        if k > 1:
+            prompts = [self.sampled[first : first + k] for first in range(0, len(self.sampled), k)]
+            tried = [[grade.solved for grade in answers if grading.counts(grade)] for answers in prompts]
+            graded = [solved for solved in tried if solved]
+            if graded:
+                metrics["sampled_pass_at_k"] = sum(map(any, graded)) / len(graded)
+        return metrics | {f"greedy_{name}": value for name, value in grading.summarize(self.greedy).items()}
+
+    def tell(self, step: int, grading: Grading) -> None:
+        """Report the errors. Raises GraderError where the first one is to end the run."""
+        rows = [slot // self.per_prompt for slot in range(len(self.sampled))]
+        grading.tell(step, [*self.sampled, *self.greedy], [*rows, *range(len(self.greedy))], evaluation=True)
+
+    def seconds(self) -> dict[str, float]:
+        """Of each grader, over both ways of answering; no part of the metrics, which a repetition gives again."""
+        return grader_seconds([*self.sampled, *self.greedy])
+
+
+def evaluate(
+    policy: Policy,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    cluster: Cluster | None = None,
+    *,
+    settings: GraderSettings | None = None,
+    secrets: Mapping[str, str] | None = None,
+) -> dict[str, float]:
     """Metrics prefixed `sampled_` and `greedy_`: solved_rate, reward_mean, grader_errors and the grader's own.
 
     With k = `evaluation.answers` > 1 the sampled means run over all answers, and `sampled_pass_at_k` is the share of
-    prompts of which at least one answer is solved. Responses that could not be graded are counted in grader_errors and
-    left out of the means.
+    prompts of which at least one answer is solved. Responses that could not be graded are counted and, where they are
+    to be dropped, left out of the means.
+
+    Args:
+        settings: the operator's part of grading; None = the default.
+        secrets: that the grader needs, by name.
+
+    Raises:
+        SpecError: the recipe's method has no grader, or one that cannot run here.
+        GraderError: a response could not be graded, and the recipe's `grading.on_error` is fail.
+    """
+    _rollout(recipe)  # or there is nothing to open
+    grading = open_grading(recipe, settings or GraderSettings(), secrets or {}, policy.device)
+    assert grading is not None
+    with grading:
+        answers = answer(policy, rows, recipe, grading, cluster)
+        answers.tell(0, grading)
+        return answers.metrics(grading)
+
+
+def answer(
+    policy: Policy, rows: Sequence[Row], recipe: Recipe, grading: Grading, cluster: Cluster | None = None
+) -> Answers:
+    """Answer and grade. A batch is graded in a thread while the next one is sampled, which changes no number.
 
     Raises:
         SpecError: the recipe's method has no grader.
     """
     cluster = cluster or Cluster()
-    rollout, answers = _rollout(recipe), recipe.evaluation.answers
-    assert recipe.method.grader is not None
-    grader = compile_grader(recipe.method.grader)
-    sampled = _grade(policy, rows, answers, grader, rollout, recipe, cluster, rollout.temperature)
-    greedy = _grade(policy, rows, 1, grader, rollout, recipe, cluster, 0.0)
-    metrics = {f"sampled_{name}": value for name, value in summarize(sampled).items()}
-    if answers > 1:
-        tried = [[g for g in sampled[i : i + answers] if g.error is None] for i in range(0, len(sampled), answers)]
-        graded = [group for group in tried if group]
-        if graded:
-            metrics["sampled_pass_at_k"] = sum(any(g.solved for g in group) for group in graded) / len(graded)
-    return metrics | {f"greedy_{name}": value for name, value in summarize(greedy).items()}
+    rollout, k = _rollout(recipe), recipe.evaluation.answers
+    with ThreadPoolExecutor(1, "grading") as beside:
+        sampled = _sample(policy, rows, k, grading, recipe, cluster, rollout.temperature, beside)
+        greedy = _sample(policy, rows, 1, grading, recipe, cluster, 0.0, beside)
+        return Answers(_in_order(sampled, cluster), _in_order(greedy, cluster), k)
 
 
 def decode_settings(policy: Policy, recipe: Recipe, n_rows: int) -> dict[str, Any]:
@@ -71,19 +128,6 @@ def autocast(policy: Policy, recipe: Recipe) -> torch.autocast:
     return torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
-def summarize(grades: Sequence[Grade]) -> dict[str, float]:
-    """Means over the responses that were graded."""
-    graded = [grade for grade in grades if grade.error is None]
-    summary = {"grader_errors": float(len(grades) - len(graded))}
-    if graded:
-        summary["solved_rate"] = sum(grade.solved for grade in graded) / len(graded)
-        summary["reward_mean"] = sum(grade.score for grade in graded) / len(graded)
-        for name in sorted({name for grade in graded for name in grade.metrics} - {"solved"}):
-            values = [grade.metrics[name] for grade in graded if name in grade.metrics]
-            summary[name] = sum(values) / len(values)
-    return summary
-
-
 def answer_keys(seed: int, slots: Sequence[int], answers: int) -> Tensor:
     """Stream keys of the answers numbered row * answers + answer."""
     slot = torch.tensor(slots, dtype=torch.int64)
@@ -99,26 +143,33 @@ def _rollout(recipe: Recipe) -> RolloutSpec:
     return recipe.method.rollout
 
 
-def _grade(
+def _sample(
     policy: Policy,
     rows: Sequence[Row],
     answers: int,
-    grader: Grader,
-    rollout: RolloutSpec,
+    grading: Grading,
     recipe: Recipe,
     cluster: Cluster,
     temperature: float,
-) -> list[Grade]:
-    """Grades of `answers` responses to each row, in order, on every process."""
+    beside: ThreadPoolExecutor,
+) -> list[tuple[list[int], Future[list[Grade]]]]:
+    """This process's share of `answers` responses to each row: batches of slots, and their grades to come."""
+    rollout, size = _rollout(recipe), recipe.evaluation.batch_size
     mine = cluster.share(range(len(rows) * answers))
-    found: list[tuple[int, Grade]] = []
-    for first in range(0, len(mine), recipe.evaluation.batch_size):
-        slots = mine[first : first + recipe.evaluation.batch_size]
+    batches = []
+    for slots in (mine[first : first + size] for first in range(0, len(mine), size)):
         part = [rows[slot // answers] for slot in slots]
         keys = answer_keys(recipe.seed, slots, answers)
         with autocast(policy, recipe):
             rollouts = sample(policy, [row.prompt_ids for row in part], rollout, keys, temperature=temperature)
-        texts = [policy.decode(response) for response in rollouts.responses()]
-        graded = grader.grade_all([Sample(output_text=text) for text in texts], [row.item for row in part])
-        found += zip(slots, graded, strict=True)
+        samples = [Sample(output_text=policy.decode(response)) for response in rollouts.responses()]
+        batches.append((slots, beside.submit(grading.grader.grade_all, samples, [row.item for row in part])))
+    return batches
+
+
+def _in_order(batches: Sequence[tuple[list[int], Future[list[Grade]]]], cluster: Cluster) -> list[Grade]:
+    """The grades of all processes by slot."""
+    found = [
+        (slot, compact(grade)) for slots, graded in batches for slot, grade in zip(slots, graded.result(), strict=True)
+    ]
     return [grade for _, grade in sorted(cluster.gather(found), key=lambda pair: pair[0])]

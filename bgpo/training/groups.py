@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import torch
 
 from bgpo.diffusion.rng import Purpose, stream_keys, uniform
-from bgpo.errors import GraderError
 from bgpo.models import Policy
-from bgpo.rewards import Grade, Grader
+from bgpo.rewards import Grade
 from bgpo.spec import Reinforcement
 from bgpo.training.advantage import group_advantages
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row, batch_indices
+from bgpo.training.grading import Grading
 from bgpo.training.reporter import Reporter, Stopwatch
 from bgpo.training.rollout import RolloutBatch, grade_rollouts, roll_out
 
@@ -76,17 +76,17 @@ class Collector:
         self,
         policy: Policy,
         rows: Sequence[Row],
-        grader: Grader,
+        grading: Grading,
         method: Reinforcement,
         seed: int,
         reporter: Reporter,
         cluster: Cluster,
     ) -> None:
-        self._policy, self._rows, self._grader, self._method = policy, rows, grader, method
+        self._policy, self._rows, self._grading, self._method = policy, rows, grading, method
         self._seed, self._reporter, self._cluster = seed, reporter, cluster
 
     def collect(self, step: int, watch: Stopwatch) -> Collected:
-        """The step's groups. Raises GraderError when no response at all could be graded."""
+        """The step's groups."""
         method = self._method
         size = method.batch_size // method.num_inner_updates
         # Each mini-batch is shared among the processes by itself, so that each has work in each.
@@ -106,9 +106,6 @@ class Collector:
             fresh = self._groups(step, {slot: candidates[slot - first] for slot in slots}, watch)
             own |= fresh
             records += self._gather(fresh)
-        grades = [grade for record in records for grade in record.grades]
-        if all(grade.error for grade in grades):
-            raise GraderError(f"no response could be graded: {grades[0].error}", "method.grader")
         kept = sorted(records, key=lambda record: not record.has_signal)[: method.batch_size]
         return Collected(own, records, sorted(record.slot for record in kept), rounds)
 
@@ -126,15 +123,16 @@ class Collector:
         with watch.measure("rollout"):
             batch = roll_out(self._policy, rows, method, self._seed, step, list(picked))
         self._reporter.enter("grading", step)
-        with watch.measure("reward"):
-            grades = grade_rollouts(batch, self._grader, method.group_size)
+        # A reward model computes in its own precision, as it does in the threads of evaluations.
+        with watch.measure("reward"), torch.autocast(self._policy.device.type, enabled=False):
+            grades = grade_rollouts(batch, self._grading.grader, method.group_size)
         return self._sorted_out(picked, batch, grades)
 
     def _sorted_out(self, picked: Mapping[int, int], batch: RolloutBatch, grades: Sequence[Grade]) -> dict[int, Group]:
         """A batch by its groups, with advantages."""
         size = self._method.group_size
         rewards = torch.tensor([grade.score for grade in grades]).view(-1, size)
-        valid = torch.tensor([grade.error is None for grade in grades]).view_as(rewards)
+        valid = torch.tensor([self._grading.counts(grade) for grade in grades]).view_as(rewards)
         advantages, zero_signal = group_advantages(rewards, valid, self._method.advantage)
         rollouts = batch.rollouts
         lengths, entropies = rollouts.lengths_B.tolist(), rollouts.entropy_B.tolist()

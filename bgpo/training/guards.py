@@ -40,12 +40,13 @@ class CollapseWatch:
     def observe(self, metrics: Mapping[str, float]) -> list[str]:
         """Take in a step's metrics; messages for what has just lasted COLLAPSE_STEPS steps."""
         collapsed = {
-            "reward": metrics["frac_zero_signal_groups"] == 1,
+            # Without any reward errors are the reason, which have words of their own.
+            "reward": metrics["frac_zero_signal_groups"] == 1 and "reward_mean" in metrics,
             "entropy": metrics["entropy"] < COLLAPSE_ENTROPY,
         }
         messages = {
             "reward": f"no group had rewards that differ in the last {COLLAPSE_STEPS} steps, nothing is learned: is "
-            f"the task too hard, too easy, or the grader constant? (reward_mean {metrics['reward_mean']:.4g})",
+            f"the task too hard, too easy, or the grader constant? (reward_mean {metrics.get('reward_mean', 0):.4g})",
             "entropy": f"the policy's entropy was below {COLLAPSE_ENTROPY} nats a token in the last {COLLAPSE_STEPS} "
             "steps: its responses hardly vary any more; lower the learning rate or raise the temperature",
         }

@@ -6,27 +6,31 @@ between two steps, and only the main one reports and prunes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 
-from bgpo.spec import Reinforcement, RunSpec, Supervised
+from bgpo.spec import Recipe, Reinforcement, RunSpec, Supervised
 from bgpo.training.checkpoint import load_optimizer, prune, read_state, write_checkpoint
 from bgpo.training.cluster import Cluster
 from bgpo.training.control import Control
 from bgpo.training.data import Row
 from bgpo.training.dpo import DpoTrainer
-from bgpo.training.evaluation import autocast, decode_settings, evaluate
+from bgpo.training.evaluation import answer, autocast, decode_settings
+from bgpo.training.grading import Grading, open_grading
 from bgpo.training.optimizer import Optimizer
 from bgpo.training.progress import best_of, patience_of
 from bgpo.training.reinforcement import ReinforcementTrainer
 from bgpo.training.reporter import Reporter, Stopwatch, peak_memory_bytes
 from bgpo.training.sharing import share
 from bgpo.training.sinks import open_sinks
-from bgpo.training.start import start_policy, training_rows, validation_rows
+from bgpo.training.start import device_of, start_policy, training_rows, validation_rows
 from bgpo.training.supervised import SupervisedTrainer
 
 
@@ -52,6 +56,8 @@ class Run:
     supervised: bool = False
     """Somebody else owns the checkpoint directories once they are reported, so none is pruned here."""
     cluster: Cluster = field(default_factory=Cluster)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What its grader needs, by name."""
 
     def train(self) -> bool:
         """Train to the last step, to where early stopping ends the run, or to a stop request.
@@ -62,8 +68,15 @@ class Run:
         Raises:
             BgpoError: see `bgpo.run` for what each ends in.
         """
-        spec, method = self.spec, self.spec.method
         self.reporter.enter("loading_model", 0)
+        device = device_of(self.spec, self.cluster)
+        # First, because what a grader lacks is found in no time.
+        self._grading = open_grading(self.spec, self.spec.graders, self.secrets, device, self.reporter)
+        with self._grading or nullcontext():
+            return self._train()
+
+    def _train(self) -> bool:
+        spec, method = self.spec, self.spec.method
         self._policy = start_policy(spec, self.cluster)
         updates = method.max_steps * (method.num_inner_updates if isinstance(method, Reinforcement) else 1)
         sharing = share(self._policy, self.cluster, spec.distributed)
@@ -119,7 +132,9 @@ class Run:
         self._best.restore(state.get("best"))
         if self._patience is not None:
             self._patience.restore(state.get("early_stopping"))
-        if state["recipe"] != self.spec.recipe().model_dump(mode="json"):
+        if self._grading is not None:
+            self._grading.restore(state.get("grading"))
+        if _recipe_of(state) != self.spec.recipe():
             self.reporter.log("warn", "the recipe differs from the one the checkpoint was made with")
         step = int(state["step"])
         self.reporter.log("info", f"resumed from step {step}")
@@ -129,7 +144,8 @@ class Run:
         method = self.spec.method
         shared = (self._policy, self._optimizer, rows, self.spec)
         if isinstance(method, Reinforcement):
-            return ReinforcementTrainer(*shared, method, self.reporter, self.cluster)
+            assert self._grading is not None
+            return ReinforcementTrainer(*shared, method, self._grading, self.reporter, self.cluster)
         if isinstance(method, Supervised):
             return SupervisedTrainer(*shared, method, self.reporter, self.cluster)
         return DpoTrainer(*shared, method, self.reporter, self.cluster)
@@ -151,16 +167,22 @@ class Run:
         self.reporter.enter("evaluating", step)
         watch = Stopwatch()
         with watch.measure("evaluate"), autocast(self._policy, self.spec):
-            if self.spec.method.grader is not None:
-                values = evaluate(self._policy, self._validation, self.spec, self.cluster)
+            if self._grading is not None:
+                values, seconds = self._grade_answers(step, self._grading)
             else:
                 loss = self._trainer.validation_loss(self._validation)
-                values = {} if loss is None else {"loss": loss}
-        self.reporter.metrics(step, "validation", values | {"seconds_evaluate": watch.seconds["evaluate"]})
+                values, seconds = {} if loss is None else {"loss": loss}, {}
+        self.reporter.metrics(step, "validation", values | seconds | {"seconds_evaluate": watch.seconds["evaluate"]})
         self._best.observe(step, values)
         if self._patience is not None:
             self._patience.observe(step, values)
         return values
+
+    def _grade_answers(self, step: int, grading: Grading) -> tuple[dict[str, float], dict[str, float]]:
+        """Metrics of answers to the validation prompts, and seconds of the graders."""
+        answers = answer(self._policy, self._validation, self.spec, grading, self.cluster)
+        answers.tell(step, grading)
+        return answers.metrics(grading), answers.seconds()
 
     def _out_of_patience(self, step: int) -> bool:
         """Whether early stopping ends the run here; says so."""
@@ -186,6 +208,8 @@ class Run:
         extra: dict[str, Any] = {"is_best": best, "best": self._best.state()}
         if self._patience is not None:
             extra["early_stopping"] = self._patience.state()
+        if self._grading is not None:
+            extra["grading"] = self._grading.state()
         if metrics and self.spec.method.grader is not None:
             extra["decode"] = decode_settings(self._policy, self.spec, len(self._validation))
         watch = Stopwatch()
@@ -197,3 +221,11 @@ class Run:
             keep = self.spec.checkpointing
             prune(root, keep.keep_last, self._best.best_step if keep.keep_best else None)
         return seconds
+
+
+def _recipe_of(state: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that a checkpoint was made with, its new fields at their defaults; None when it is none any more."""
+    try:
+        return Recipe.model_validate_json(json.dumps(state["recipe"]))
+    except ValidationError:
+        return None

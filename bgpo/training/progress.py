@@ -38,7 +38,7 @@ class Progress:
             SpecError: at the first evaluation, when it has no such metric.
         """
         self.seen += 1
-        measured = any(not name.endswith("grader_errors") for name in values)  # not when nothing could be graded
+        measured = any(name.endswith(("reward_mean", "loss")) for name in values)  # not when nothing could be graded
         if self.seen == 1 and measured and self.metric not in values:
             raise SpecError(f"evaluations have no metric {self.metric!r}, only {', '.join(sorted(values))}", self.param)
         if self.seen <= self.warmup_evals:

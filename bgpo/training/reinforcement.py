@@ -2,8 +2,8 @@
 
     rollout -> reward -> group advantage -> for each mini-batch: backward sample by sample, one optimizer step
 
-Groups without signal are skipped and counted, or replaced (`bgpo.training.groups`); responses whose grading failed
-leave their group. The update is `bgpo.training.policy_update`.
+Groups without signal are skipped and counted, or replaced (`bgpo.training.groups`). What becomes of responses that the
+grader failed on is `bgpo.training.grading`, the update `bgpo.training.policy_update`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bgpo.models import Policy
-from bgpo.rewards import compile_grader
 from bgpo.spec import Reinforcement, RunSpec
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row
+from bgpo.training.grading import Grading
 from bgpo.training.groups import Collector, GroupRecord
 from bgpo.training.guards import CollapseWatch
 from bgpo.training.optimizer import Optimizer
@@ -33,13 +33,13 @@ class ReinforcementTrainer:
         rows: Sequence[Row],
         spec: RunSpec,
         method: Reinforcement,
+        grading: Grading,
         reporter: Reporter,
         cluster: Cluster,
     ) -> None:
         self._optimizer, self._rows, self._spec, self._method = optimizer, rows, spec, method
-        self._reporter, self._cluster = reporter, cluster
-        grader = compile_grader(method.grader)
-        self._collector = Collector(policy, rows, grader, method, spec.seed, reporter, cluster)
+        self._grading, self._reporter, self._cluster = grading, reporter, cluster
+        self._collector = Collector(policy, rows, grading, method, spec.seed, reporter, cluster)
         self._policy_update = PolicyUpdate(policy, optimizer, spec, method, reporter, cluster)
         self._collapse = CollapseWatch()
 
@@ -47,18 +47,21 @@ class ReinforcementTrainer:
         """Run one step and return its metrics, the same on every process.
 
         Raises:
-            GraderError: no response of the whole batch could be graded.
+            GraderError: see `bgpo.training.grading`.
             NonFiniteError, ZeroGradientError, OutOfMemory: see `bgpo.training.policy_update`.
         """
         collected = self._collector.collect(step, watch)
         self._log_samples(step, collected.records)
+        grades = [grade for record in collected.records for grade in record.grades]
+        self._grading.tell(step, grades, [record.row for record in collected.records for _ in record.grades])
+        self._grading.judge(grades, last=step == self._method.max_steps)
         self._reporter.enter("training", step)
         learning_rate = self._optimizer.learning_rate
         updates = self._policy_update.run(step, collected, watch)
         slowest = max(self._cluster.gather([watch.seconds.get("rollout", 0.0)]))
         metrics = (
             update_metrics(updates, self._method.num_inner_updates, kl=self._method.kl_coefficient > 0)
-            | rollout_metrics(collected.records, slowest)
+            | rollout_metrics(collected.records, self._grading, slowest)
             | {"learning_rate": learning_rate, "further_rounds": float(collected.rounds)}
         )
         for message in self._collapse.observe(metrics):
@@ -80,7 +83,7 @@ class ReinforcementTrainer:
                 index=record.slot,
                 prompt=next(m["content"] for m in reversed(messages) if m["role"] == "user"),
                 completion=record.first_text,
-                reward=None if grade.error else grade.score,
+                reward=grade.score if self._grading.counts(grade) else None,
                 scores=dict(grade.sub_scores),
                 error=None if grade.error is None else f"{grade.error.kind}: {grade.error.message}",
             )

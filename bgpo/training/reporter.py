@@ -65,16 +65,16 @@ class Reporter:
             "checkpoint", step=step, path=path, final=final, best=best, metrics=finite, seconds=round(seconds, 3)
         )
 
-    def log(self, level: str, message: str) -> None:
-        """A message for people."""
-        self._emit("log", level=level, message=message)
+    def log(self, level: str, message: str, data: dict[str, Any] | None = None) -> None:
+        """A message for people, with the same for programs."""
+        self._emit("log", level=level, message=message, **({} if data is None else {"data": data}))
 
-    def error(self, code: str, message: str, param: str | None = None) -> None:
-        """Why the run fails."""
+    def error(self, code: str, message: str, param: str | None = None, details: str | None = None) -> None:
+        """Why the run fails. `details` is too long for records that must be short."""
         fields = {"code": code, "phase": self.phase, "step": self.step, "param": param}
         if self._errors is not None:
             self._errors.emit_short("error", message, **fields)
-        self._emit("error", message=message, **fields)
+        self._emit("error", message=message, details=details, **fields)
         if self._writer is None:
             with suppress(OSError):  # a full disk, perhaps the very error
                 sys.stderr.write(f"{self.phase}, step {self.step}: {message}\n")

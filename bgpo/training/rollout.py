@@ -19,6 +19,7 @@ from bgpo.models import Policy
 from bgpo.rewards import Grade, Grader, Sample
 from bgpo.spec import Reinforcement
 from bgpo.training.data import Row
+from bgpo.training.grade_metrics import compact
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ def roll_out(
 
 
 def grade_rollouts(batch: RolloutBatch, grader: Grader, group_size: int) -> list[Grade]:
-    """Grade every response against its prompt's row."""
+    """Grade every response against its prompt's row; small grades, which processes can exchange."""
     samples = [Sample(output_text=text) for text in batch.texts]
     items = [row.item for row in batch.rows for _ in range(group_size)]
-    return grader.grade_all(samples, items)
+    return [compact(grade) for grade in grader.grade_all(samples, items)]
 
 
 def canvases_of(policy: Policy, batch: RolloutBatch, chosen: Sequence[int], group_size: int) -> Canvases:

@@ -17,6 +17,13 @@ def weights_dtype(recipe: Recipe) -> torch.dtype:
     return torch.bfloat16 if frozen and recipe.precision == "bfloat16" else torch.float32
 
 
+def device_of(spec: RunSpec, cluster: Cluster) -> torch.device | str:
+    """Where this process computes."""
+    # A relative device name keeps specs portable; only the trainer knows what the machine has.
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    return cluster.device or device
+
+
 def start_policy(spec: RunSpec, cluster: Cluster) -> Policy:
     """The policy at the run's first step, or as its checkpoint left it.
 
@@ -26,11 +33,9 @@ def start_policy(spec: RunSpec, cluster: Cluster) -> Policy:
     Raises:
         ModelError: a directory cannot be loaded or does not fit.
     """
-    # A relative device name keeps specs portable; only the trainer knows what the machine has.
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
     lora = spec.method.lora
     source = spec.model if lora is not None else (spec.resume_from or spec.model)
-    policy = load_policy(source, dtype=weights_dtype(spec), device=cluster.device or device)
+    policy = load_policy(source, dtype=weights_dtype(spec), device=device_of(spec, cluster))
     if lora is not None:
         add_lora(policy, lora, seed=spec.seed)
         if spec.resume_from is not None:

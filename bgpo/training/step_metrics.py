@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bgpo.training.evaluation import summarize
+from bgpo.training.grade_metrics import grader_seconds
+from bgpo.training.grading import Grading
 from bgpo.training.groups import GroupRecord
 from bgpo.training.policy_gradient import Accumulated
 
@@ -62,26 +63,22 @@ def response_records(
     ]
 
 
-def rollout_metrics(groups: Sequence[GroupRecord], seconds: float) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[GroupRecord], grading: Grading, seconds: float) -> dict[str, float]:
     """What was sampled and how it was graded.
 
     Args:
         groups: all groups of the step, also those that dynamic sampling dropped.
+        grading: what graded them.
         seconds: time spent on rollouts.
     """
     grades = [grade for group in groups for grade in group.grades]
-    graded = [grade for grade in grades if grade.error is None]
+    scores = [grade.score for grade in grades if grading.counts(grade)]
     lengths = [length for group in groups for length in group.lengths]
-    names = sorted({name for grade in graded for name in grade.sub_scores})
-    by_grader = {
-        f"reward/{name}": statistics.fmean(grade.sub_scores[name] for grade in graded if name in grade.sub_scores)
-        for name in names
-    }
     return (
-        summarize(grades)
-        | by_grader
+        grading.summarize(grades)
+        | grader_seconds(grades)
+        | ({"reward_std": statistics.pstdev(scores)} if scores else {})
         | {
-            "reward_std": statistics.pstdev(grade.score for grade in graded),
             "frac_zero_signal_groups": statistics.fmean(not group.has_signal for group in groups),
             "response_length": statistics.fmean(lengths),
             "end_token_fraction": statistics.fmean(ended for group in groups for ended in group.ended),

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.ids import EVENT, is_id, new_id
-from jobs.repositories.text import clean
+from jobs.repositories.text import clean, clean_in
 from jobs.states import State
 from jobs.tables import Event, Job
 
@@ -57,7 +57,7 @@ def append(
             level=level,
             type=type,
             message=clean(message, MAX_MESSAGE),
-            data=data,
+            data=clean_in(data),
         )
     )
     return seq

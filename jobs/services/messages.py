@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from jobs.services.graded import Graded
+
 _TRAIN_WORDS = {
     "reward_mean": "train mean reward",
     "solved_rate": "train solved rate",
@@ -56,12 +58,12 @@ def metrics_event(
     data["timing"] = {"step": {key: values[name] for name, key in _TIMING.items() if name in values}}
     prefix = "train" if train else "valid"
     if grader is not None:
-        reward = values.get("reward_mean" if train else "sampled_reward_mean")
-        errors = values.get("grader_errors" if train else "sampled_grader_errors", 0)
-        named = {"name": grader.get("name"), "type": grader.get("type")}
-        means = {f"{prefix}_reward_mean": reward}
-        data["scores"] = {"graders": [named | means], **means}
-        data["errors"] = {"graders": [named | {f"{prefix}_other_error_count": errors}]}
+        seen = Graded(grader, values, "" if train else "sampled_", prefix)
+        data["scores"] = {"graders": seen.scores(), f"{prefix}_reward_mean": values.get(f"{seen.which}reward_mean")}
+        data["errors"] = {"graders": seen.errors()}
+        data["usage"] = {"graders": seen.usage()}
+        data["timing"]["graders"] = seen.timing()
+        data["model_graders_token_usage"] = seen.tokens()
     data[prefix] = dict(values)
     return f"Step {step}/{total_steps} , {', '.join(shown)}".removesuffix(" , "), data
 

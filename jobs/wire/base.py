@@ -22,8 +22,6 @@ _PLANNED = {
     "base_model",
     "resume_from",
     "budget",
-    "on_grader_error",
-    "max_error_rate",
     "dry_run",
     "at_start",
     "response_format",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from bgpo.rewards.spec import AnyGraderSpec
-from bgpo.spec import Dpo, OptimizerSpec, Recipe, Reinforcement, RolloutSpec, Supervised
+from bgpo.spec import Dpo, GradingSpec, OptimizerSpec, Recipe, Reinforcement, RolloutSpec, Supervised
 from jobs.errors import InvalidRequest
 from jobs.wire.request import (
     CreateJob,
@@ -93,6 +93,7 @@ def build(
     given = hyper.model_dump(exclude_none=True)
     _check_evaluation(body, hyper, method, validation_rows)
     _check_extensions(body, hyper, method, validation_rows)
+    _check_grading(body, method)
     definition = grader.model_dump(mode="json") if grader is not None else method.grader
     spec: dict[str, Any] = {"type": method.type, "grader": definition, "optimizer": _optimizer(given, method)}
     spec |= {name: given[name] for name in _SPECS[method.type].model_fields if name in given}
@@ -112,6 +113,7 @@ def build(
             "answers": body.rl.eval.answers,
         },
         "checkpointing": body.rl.checkpointing.model_dump() | {"every_steps": every},
+        "grading": {"on_error": body.rl.on_grader_error, "max_error_rate": body.rl.max_error_rate},
         "early_stopping": body.rl.early_stopping,
         "sample_log": body.rl.sample_log,
     }
@@ -151,6 +153,20 @@ def _check_extensions(body: CreateJob, hyper: Hyperparameters, method: Method, v
             raise InvalidRequest(f"{param} is about sampled answers, which need method.{method.type}.grader.", param)
         if param == "rl.early_stopping" and (hyper.eval_interval or body.rl.eval.interval) is None:
             raise InvalidRequest(f"{param} needs {method.path}.eval_interval.", param)
+
+
+def _check_grading(body: CreateJob, method: Method) -> None:
+    """Refuse what would be ignored."""
+    default = GradingSpec()
+    if body.rl.on_grader_error != default.on_error and method.grader is None:
+        param = "rl.on_grader_error"
+        raise InvalidRequest(f"{param} is about graded answers, which need method.{method.type}.grader.", param)
+    if body.rl.max_error_rate != default.max_error_rate:
+        param = "rl.max_error_rate"
+        if method.type != "reinforcement":
+            raise InvalidRequest(f"{param} is about rewards of training steps, which {method.type} has not.", param)
+        if body.rl.on_grader_error == "fail":
+            raise InvalidRequest(f"{param} says nothing beside on_grader_error fail: one error is the end.", param)
 
 
 def _optimizer(given: dict[str, Any], method: Method) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from bgpo.spec import (
     Dpo,
     EarlyStoppingSpec,
     EvaluationSpec,
+    GradingSpec,
     OptimizerSpec,
     Recipe,
     Reinforcement,
@@ -164,6 +165,15 @@ class Extensions(Scheduling):
     checkpointing: CheckpointingBlock = Field(default_factory=CheckpointingBlock)
     early_stopping: EarlyStoppingSpec | None = Field(
         None, description="Needs a validation_file and eval_interval. The job then succeeds before its last step."
+    )
+    on_grader_error: Literal["drop", "zero", "fail"] = Field(
+        "drop", description="A sample that the grader fails on leaves its group, has reward 0, or ends the job."
+    )
+    max_error_rate: float = Field(
+        GradingSpec().max_error_rate,
+        ge=0,
+        le=1,
+        description="The job fails when the share of samples with an error reaches it and stays there (rewards.md).",
     )
     sample_log: int = Field(4, ge=0, le=64, description="Rollouts logged each step.")
 

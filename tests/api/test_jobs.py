@@ -73,6 +73,7 @@ class TestCreate:
         hyperparameters = {"beta": 0.2, "n_epochs": 3, "lora": {"rank": 4}, "eval_interval": 1}
         method = {"type": "dpo", "dpo": {"grader": grader, "hyperparameters": hyperparameters}}
         rl = {"early_stopping": {"patience": 2, "metric": "loss"}, "checkpointing": {"best_metric": "loss"}}
+        rl |= {"on_grader_error": "zero"}
         job = service.create(method=method, training_file=file_id, validation_file=file_id, rl=rl)
         assert (job["status"], job["hyperparameters"]) == ("queued", {})
         shown = job["method"]["dpo"]
@@ -84,6 +85,7 @@ class TestCreate:
         assert job["rl"]["total_steps"] == 5
         assert job["rl"]["early_stopping"] == {"patience": 2, "min_delta": 0.0, "warmup_evals": 0, "metric": "loss"}
         assert job["rl"]["checkpointing"]["best_metric"] == "loss"
+        assert (job["rl"]["on_grader_error"], job["rl"]["max_error_rate"]) == ("zero", 0.5)
         with service.http() as http:
             assert http.get(f"{URL}/{job['id']}").json() == job
 

@@ -68,6 +68,7 @@ ADAFACTOR = {**OPTIMIZER, "optimizer_type": "adafactor"}
 METHODS: dict[str, dict[str, Any]] = {
     "reinforcement": REINFORCEMENT,
     "off_policy_lora": {**REINFORCEMENT, "num_inner_updates": 3, "lora": LORA},
+    "ungraded_rows": {**REINFORCEMENT, "grader": {**GRADER, "reference": "{{ item.now_and_then }}"}},
     "nearly_idle": {**REINFORCEMENT, "batch_size": 1, "kl_coefficient": 0.0},
     "supervised": SUPERVISED,
     "supervised_adafactor": {**SUPERVISED, "optimizer": ADAFACTOR},
@@ -87,7 +88,9 @@ class Runs:
         for i in range(7):
             question = {"role": "user", "content": "?" * (i % 3)}
             good, bad = ({"role": "assistant", "content": text * (1 + i % 4)} for text in ("aioe"[i % 4], "u"))
-            rows.append({"messages": [question, good], "answer": "zzz" if i % 3 == 0 else "aioe"[i % 4]})
+            answer = "zzz" if i % 3 == 0 else "aioe"[i % 4]
+            row = {"messages": [question, good], "answer": answer, "now_and_then": answer}
+            rows.append(row if i % 4 else {name: row[name] for name in ("messages", "answer")})
             pairs.append({"input": {"messages": [question]}, "preferred_output": [good], "non_preferred_output": [bad]})
         for name, items in (("rows", rows), ("pairs", pairs)):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -188,6 +191,14 @@ def test_two_processes_train_as_one(runs: Runs, name: str, how: str) -> None:
     for key in theirs:
         assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
     assert any("loss" in values for (split, _), values in ours.items() if split == "train"), "something must be learned"
+
+
+def test_errors_of_all_processes_are_counted(runs: Runs) -> None:
+    counted = "grader_errors/letter/invalid_variable_error"
+    steps = {key: values for key, values in runs.metrics("ungraded_rows-ddp").items() if key[0] == "train"}
+    assert sum(values["grader_errors"] for values in steps.values()) > 0
+    assert all(values["grader_errors"] == values.get(counted, 0) for values in steps.values())
+    assert all(values["responses"] == 12 for values in steps.values())
 
 
 def test_the_runs_move_the_parameters(runs: Runs, wordy_checkpoint: Path) -> None:

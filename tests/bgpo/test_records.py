@@ -56,8 +56,19 @@ RECORDS: list[tuple[type, dict[str, Any]]] = [
             "seconds": 0.5,
         },
     ),
-    (LogRecord, {"type": "log", "level": "warn", "message": "line 1\nline 2"}),
-    (ErrorRecord, {"type": "error", "code": "oom", "phase": "training", "step": 4, "message": "m", "param": None}),
+    (LogRecord, {"type": "log", "level": "warn", "message": "line 1\nline 2", "data": {"step": 4, "traceback": None}}),
+    (
+        ErrorRecord,
+        {
+            "type": "error",
+            "code": "oom",
+            "phase": "training",
+            "step": 4,
+            "message": "m",
+            "param": None,
+            "details": "line 1\nline 2",
+        },
+    ),
     (EndRecord, {"type": "end", "status": 7}),
 ]
 

@@ -128,9 +128,15 @@ def test_metrics_come_for_every_step(finished: TrainerProcess) -> None:
         assert all(math.isfinite(value) for value in record.values.values())
         if record.split == "validation":
             assert set(record.values) == {
-                *(f"{mode}_{name}" for mode in ("sampled", "greedy") for name in ("solved_rate", "reward_mean")),
-                "sampled_grader_errors",
-                "greedy_grader_errors",
+                *(
+                    f"{mode}_{name}"
+                    for mode in ("sampled", "greedy")
+                    for name in (
+                        *("solved_rate", "reward_mean", "reward/letter"),
+                        *("responses", "grader_errors", "grader_error_rate"),
+                    )
+                ),
+                "seconds_grader/letter",
                 "seconds_evaluate",
             }
         else:
@@ -302,11 +308,13 @@ def failure(data: dict[str, str], wordy_checkpoint: Path, tmp_path_factory: pyte
     lines = Path(data["train_data"]).read_text().splitlines()
     lines[2] = lines[2][:-5]
     (folder / "broken.jsonl").write_text("\n".join(lines))
+    ungradable = {**REINFORCEMENT, "grader": {**GRADER, "reference": "{{ item.solution }}"}}
     specs: dict[str, dict[str, Any]] = {
         "data": {"method": SUPERVISED, "train_data": str(folder / "broken.jsonl")},
         "model": {"method": SUPERVISED, "model": str(folder / "nowhere")},
         "diverges": {"method": {**SUPERVISED, "optimizer": {"learning_rate": 1e30}, "max_steps": 20}},
-        "grader": {"method": {**REINFORCEMENT, "grader": {**GRADER, "reference": "{{ item.solution }}"}}},
+        "grader": {"method": ungradable},
+        "first_error": {"method": ungradable, "grading": {"on_error": "fail"}, **data},
     }
     for name, fields in specs.items():
         paths = {"model": str(wordy_checkpoint), "train_data": data["train_data"], "output_dir": str(folder / "out")}
@@ -362,4 +370,17 @@ def test_a_grader_that_fits_no_row_fails_the_run(failure: Failure) -> None:
     error = error_of(records)
     assert code == ExitCode.GRADER
     assert (error.code, error.param, error.phase, error.step) == ("grader_error", "method.grader", "grading", 1)
+    assert "16 of the 16 samples of the step could not be graded (100%, max_error_rate 0.5)" in error.message
+    assert "letter: invalid_variable_error on 16 samples, such as: " in error.message
     assert "solution" in error.message
+    (warning,) = [record for record in records if isinstance(record, LogRecord)]
+    assert warning.data is not None
+    assert (warning.data["grader"], warning.data["count"]) == ("letter", 16)
+
+
+def test_fail_ends_the_run_at_its_first_evaluation(failure: Failure) -> None:
+    code, records = failure("first_error")
+    error = error_of(records)
+    assert code == ExitCode.GRADER
+    assert (error.code, error.phase, error.step) == ("grader_error", "evaluating", 0)
+    assert "of the evaluation could not be graded (on_error is fail)" in error.message

@@ -230,3 +230,39 @@ def test_specifications_do_not_change() -> None:
     assert isinstance(spec.method, Supervised)
     with pytest.raises(ValidationError, match="frozen"):
         spec.seed = 2
+
+
+@pytest.mark.parametrize(
+    ("method", "grading", "words"),
+    [
+        ("supervised", {"on_error": "zero"}, "grading is about a grader"),
+        ("graded", {"max_error_rate": 0.1}, "about rewards of training steps"),
+        ("reinforcement", {"on_error": "fail", "max_error_rate": 0.1}, "says nothing beside on_error fail"),
+        ("reinforcement", {"max_error_rate": 1.5}, "less than or equal to 1"),
+        ("graded", {"on_error": "zero"}, None),
+        ("reinforcement", {"on_error": "zero", "max_error_rate": 0.1}, None),
+    ],
+)
+def test_what_becomes_of_grader_errors(method: str, grading: dict[str, Any], words: str | None) -> None:
+    grader = {"type": "sudoku", "name": "g"}
+    rollout = {"max_completion_length": 8, "block_length": 4, "diffusion_steps": 4}
+    methods: dict[str, dict[str, Any]] = {
+        "supervised": {"type": "supervised"},
+        "graded": {"type": "dpo", "grader": grader, "rollout": rollout},
+        "reinforcement": {"type": "reinforcement", "grader": grader},
+    }
+    fields = {"method": methods[method], "grading": grading, "model": "m", "train_data": "t", "output_dir": "o"}
+    if words is None:
+        assert parse_run_spec(fields).grading.model_dump(exclude_unset=True) == grading
+    else:
+        with pytest.raises(SpecError, match=words):
+            parse_run_spec(fields)
+
+
+def test_the_operators_part_of_grading_is_no_part_of_the_recipe() -> None:
+    judge = {"base_url": "http://127.0.0.1:1/v1", "allow_private": True}
+    method = {"type": "reinforcement", "grader": {"type": "sudoku", "name": "g"}}
+    fields = {"method": method, "model": "m", "train_data": "t", "output_dir": "o", "graders": {"judges": {"j": judge}}}
+    spec = parse_run_spec(fields)
+    assert spec.graders.judges["j"].allow_private
+    assert "graders" not in spec.recipe().model_dump()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bgpo.spec import Dpo, EarlyStoppingSpec, LoraSpec, Recipe, Reinforcement, Supervised
+from bgpo.spec import Dpo, EarlyStoppingSpec, GradingSpec, LoraSpec, Recipe, Reinforcement, Supervised
 from jobs.errors import InvalidRequest
 from jobs.wire.base import explain
 from jobs.wire.recipe import base_learning_rate, build
@@ -193,6 +193,8 @@ class TestResolving:
                 "best_metric": "greedy_reward_mean",
             },
             "early_stopping": stopping,
+            "on_grader_error": "zero",
+            "max_error_rate": 0.25,
             "sample_log": 1,
         }
         recipe, shown = made(reinforcement(rl=rl, max_steps=30))
@@ -200,10 +202,13 @@ class TestResolving:
         assert recipe.checkpointing.model_dump() == rl["checkpointing"]
         assert recipe.early_stopping == EarlyStoppingSpec.model_validate(stopping)
         assert recipe.sample_log == 1
+        assert recipe.grading == GradingSpec(on_error="zero", max_error_rate=0.25)
         assert (shown["eval_interval"], shown["eval_samples"]) == (3, 50)
         recipe, shown = made(reinforcement(max_steps=30), validation=None)
         assert (recipe.checkpointing.every_steps, shown["eval_interval"]) == (6, None)
         assert recipe.early_stopping is None
+        assert recipe.grading == GradingSpec(on_error="drop", max_error_rate=0.5)
+        assert made(dpo(grader=GRADER, rl={"on_grader_error": "fail"}))[0].grading.on_error == "fail"
         # With the interval among the hyperparameters, and the least that can be said.
         recipe, _ = made(dpo(eval_interval=5, rl={"early_stopping": {"patience": 1}}))
         assert recipe.early_stopping == EarlyStoppingSpec(patience=1)
@@ -302,6 +307,14 @@ HYPER = "method.reinforcement.hyperparameters"
         ),
         (reinforcement(rl={"early_stopping": {"patience": 1}}), "rl.early_stopping", "invalid_value", "eval_interval"),
         (reinforcement(rl={"checkpointing": {"best": 1}}), "rl.checkpointing.best", "unknown_parameter", "best"),
+        (supervised() | {"rl": {"on_grader_error": "zero"}}, "rl.on_grader_error", "invalid_value", "grader"),
+        (reinforcement(rl={"on_grader_error": "skip"}), "rl.on_grader_error", "invalid_value", "'zero' or 'fail'"),
+        (reinforcement(rl={"max_error_rate": 1.5}), "rl.max_error_rate", "invalid_value", "1"),
+        (dpo(grader=GRADER, rl={"max_error_rate": 0.1}), "rl.max_error_rate", "invalid_value", "dpo has not"),
+        (
+            reinforcement(rl={"on_grader_error": "fail", "max_error_rate": 0.1}),
+            "rl.max_error_rate", "invalid_value", "one error",
+        ),
         (supervised() | {"rl": {"eval": {"answers": 2}}}, "rl.eval.answers", "invalid_value", "grader"),
         (dpo(temperature=1.0), "method.dpo.hyperparameters.temperature", "invalid_value", "method.dpo.grader"),
         (dpo(group_size=4), "method.dpo.hyperparameters.group_size", "unknown_parameter", "group_size"),

@@ -1,6 +1,6 @@
 """A trainer without a model: speaks the real record protocol and obeys commands, and misbehaves on request.
 
-    stand_in.py MODE SPEC.json --record-fd N | --record-path FIFO
+    stand_in.py MODE SPEC.json --record-fd N | --record-path FIFO [--secret-fd N]
 
 Each step takes a moment, counts one up, and every second step makes a checkpoint. The count goes on from `resume_from`.
 
@@ -17,6 +17,7 @@ Each step takes a moment, counts one up, and every second step makes a checkpoin
     talkative      names its folders in its log, its messages and its error
     damaged        writes checkpoints that are not what their manifest says
     no-final       ends without a final checkpoint
+    ungradable     fails on its grader, and says which secrets it has
     hidden         fails with status 6, which a launcher turns into 1
     N              fails with status N
 """
@@ -33,13 +34,15 @@ import time
 from pathlib import Path
 
 from bgpo.records import ExitCode, RecordWriter
+from bgpo.secrets import take_secrets
 from bgpo.spec import RunSpec, parse_run_spec
 
 STEP_S = 0.05
 
 
 class Run:
-    def __init__(self, mode: str, spec: RunSpec, writer: RecordWriter) -> None:
+    def __init__(self, mode: str, spec: RunSpec, writer: RecordWriter, secrets: dict[str, str]) -> None:
+        self.secrets = secrets
         self.mode, self.spec, self.writer = mode, spec, writer
         self.stop, self.checkpoint_now = threading.Event(), threading.Event()
         self.first = 0
@@ -90,9 +93,11 @@ class Run:
             "sample", step=step, split="train", index=0, prompt="p", completion="c", reward=1.0, scores={}, error=None
         )
 
-    def fail(self, status: int, code: str, step: int, message: str, phase: str = "rollout") -> None:
+    def fail(
+        self, status: int, code: str, step: int, message: str, phase: str = "rollout", details: str | None = None
+    ) -> None:
         print("about to fail", flush=True)
-        self.writer.emit("error", code=code, phase=phase, step=step, message=message, param="m")
+        self.writer.emit("error", code=code, phase=phase, step=step, message=message, param="m", details=details)
         self.exit(status)
 
     def exit(self, status: int) -> None:
@@ -119,6 +124,12 @@ class Run:
             print(f"reading {self.spec.model}/config.json and {self.spec.train_data}", flush=True)
             self.writer.emit("log", level="info", message=f"looking at {self.spec.output_dir}")
             self.fail(ExitCode.UNEXPECTED, "server_error", step, f"cannot read {self.spec.model}")
+        if self.mode == "ungradable" and step == 2:
+            told = json.dumps(self.secrets, sort_keys=True)
+            data = {"grader": "g", "kind": "other_error", "traceback": f"no\0thing in {self.spec.model} but {told}"}
+            self.writer.emit("log", level="warn", message=f"with {told}", data=data)
+            details = f"Traceback ...\nKeyError: {told}"
+            self.fail(ExitCode.GRADER, "grader_error", step, f"9 of 9 failed with {told}", "grading", details)
         if self.mode == "hidden":
             self.fail(ExitCode.NON_FINITE, "nan", step, "the loss is NaN", "training")
         if self.mode.isdigit():
@@ -147,14 +158,16 @@ class Run:
 
 
 def main() -> None:
-    mode, spec_path, flag, target = sys.argv[1:]
+    mode, spec_path, flag, target, *rest = sys.argv[1:]
     assert flag in ("--record-fd", "--record-path")
+    assert rest[:1] in ([], ["--secret-fd"])
+    secrets = take_secrets(int(rest[1]) if rest else None)
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes the first one does everything
     fd = int(target) if flag == "--record-fd" else os.open(target, os.O_WRONLY)
     if mode == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    run = Run(mode, parse_run_spec(Path(spec_path)), RecordWriter(fd))
+    run = Run(mode, parse_run_spec(Path(spec_path)), RecordWriter(fd), secrets)
     threading.Thread(target=run.commands, daemon=True).start()
     run.exit(run.run())
 

@@ -57,7 +57,7 @@ REINFORCEMENT: dict[str, Any] = {
 class Group:
     """A launched trainer and what it reported."""
 
-    def __init__(self, folder: Path, command: list[str], fence_s: float) -> None:
+    def __init__(self, folder: Path, command: list[str], fence_s: float, secrets: dict[str, str] | None = None) -> None:
         self.mark = uuid4().hex
         self.records: list[Record] = []
         self.folder = folder
@@ -69,6 +69,7 @@ class Group:
             log_path=folder / "trainer.log",
             fence_s=fence_s,
             processes=2,
+            graders_secrets=secrets,
         )
 
     def read(self, until: Callable[[Record], bool]) -> Record:
@@ -153,12 +154,15 @@ def start(groups: list[Group], model: Path, tmp_path: Path) -> Callable[..., Gro
 RANKS = """
 import json, os, sys, time
 from pathlib import Path
+from bgpo.secrets import take_secrets
+secrets = take_secrets()
 path, rank = sys.argv[sys.argv.index("--record-path") + 1], os.environ["RANK"]
 seen = {"type": "log", "seq": 1, "time": 0, "level": "info"}
 while rank == "0" and not Path("one-is-done").exists():
     time.sleep(0.01)
 with open(path, "w") as records:
-    print(json.dumps(seen | {"message": json.dumps({"rank": rank, "env": dict(os.environ)})}), file=records)
+    told = json.dumps({"rank": rank, "env": dict(os.environ), "secrets": secrets})
+    print(json.dumps(seen | {"message": told}), file=records)
 if rank == "1":
     Path("one-is-done").touch()
 sys.exit(75 if rank == "0" else 0)
@@ -168,13 +172,15 @@ sys.exit(75 if rank == "0" else 0)
 @pytest.mark.timeout(240)
 def test_records_of_processes_that_come_and_go_are_all_read(groups: list[Group], tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
-    group = Group(tmp_path, [sys.executable, "ranks.py"], FOREVER)
+    group = Group(tmp_path, [sys.executable, "ranks.py"], FOREVER, {"TOKEN": "hunter2"})
     groups.append(group)
     assert group.finish() == 1, "a launcher's own status"
     seen = [json.loads(record.message) for record in group.records]  # type: ignore[union-attr]
     assert [entry["rank"] for entry in seen] == ["1", "0"]
     for entry in seen:
         assert "BGPO_API_KEY" not in entry["env"]
+        assert entry["secrets"] == {"TOKEN": "hunter2"}
+        assert "hunter2" not in str(entry["env"]), "what it starts does not inherit them"
         assert (entry["env"]["WORLD_SIZE"], entry["env"]["GLOO_SOCKET_IFNAME"]) == ("2", "lo")
         assert entry["env"]["HF_HOME"].startswith(str(tmp_path))
 

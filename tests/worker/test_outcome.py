@@ -41,6 +41,7 @@ def error(code: str, step: int = 7) -> ErrorRecord:
         (Ending(ExitCode.BAD_DATA, draining=True), State.FAILED, "dataset_error", False),
         (Ending(ExitCode.GRADER, desired="pause"), State.FAILED, "grader_error", False),
         (Ending(ExitCode.NON_FINITE), State.FAILED, "nan", False),
+        (Ending(1, error=error("grader_error")), State.FAILED, "grader_error", False),
         (Ending(ExitCode.ZERO_GRADIENT), State.FAILED, "zero_gradient", False),
         (Ending(1, error=error("nan")), State.FAILED, "nan", False),  # a launcher's status says nothing
         (Ending(ExitCode.BAD_DATA, error=error("invalid_file_format")), State.FAILED, "dataset_error", False),

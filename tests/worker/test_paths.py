@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.failures import JobError
 from jobs.settings import Settings
-from worker.paths import hidden, hide, places
+from worker.paths import hidden, hide, hide_in, places, secret_names
 
 
 def test_the_innermost_folder_gives_the_name(tmp_path: Path) -> None:
@@ -39,3 +39,10 @@ def test_the_folder_of_reward_models_has_a_name_too(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", reward_model_root=tmp_path / "rm")
     text = f"cannot load {tmp_path / 'rm' / 'small'}"
     assert hide(text, places(settings, tmp_path / "work")) == "cannot load <reward models>/small"
+
+
+def test_secrets_are_called_by_their_names() -> None:
+    named = secret_names({"SHORT": "abc", "KEY": "hunter2", "LONG": "hunter2-and-more"})
+    assert list(named) == ["hunter2-and-more", "hunter2"]
+    value = {"a": ["Bearer hunter2", 7, None], "b": {"c": "hunter2-and-more abc"}}
+    assert hide_in(value, named) == {"a": ["Bearer <secret KEY>", 7, None], "b": {"c": "<secret LONG> abc"}}

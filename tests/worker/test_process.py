@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from worker import warden
 from worker.process import StopLadder, TrainerProcess, clean_environment
 
 # Speaks the record protocol just enough: says what it sees, then obeys the argument it was given.
@@ -24,7 +26,11 @@ def say(**record):
 mode = sys.argv[1]
 if mode == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-say(pid=os.getpid(), sid=os.getsid(0), env=sorted(os.environ))
+secrets = None
+if "--secret-fd" in sys.argv:
+    with open(int(sys.argv[sys.argv.index("--secret-fd") + 1])) as pipe:
+        secrets = json.load(pipe)
+say(pid=os.getpid(), sid=os.getsid(0), env=sorted(os.environ), secrets=secrets)
 print("printed by the child")
 for line in sys.stdin:
     say(command=line.strip())
@@ -42,7 +48,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., TrainerProcess]]:
     script.write_text(CHILD)
     started: list[TrainerProcess] = []
 
-    def start(mode: str, env: dict[str, str] | None = None) -> TrainerProcess:
+    def start(mode: str, env: dict[str, str] | None = None, **options: Any) -> TrainerProcess:
         environment = clean_environment({**os.environ, **(env or {})}, threads=1)
         trainer = TrainerProcess(
             [sys.executable, str(script), mode],
@@ -50,6 +56,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., TrainerProcess]]:
             env=environment,
             log_path=tmp_path / "trainer.log",
             fence_s=60,
+            **options,
         )
         started.append(trainer)
         return trainer
@@ -87,6 +94,40 @@ def test_environment_holds_no_secrets_and_its_own_session(start: Callable[..., T
     assert "OMP_NUM_THREADS" in hello["env"]  # type: ignore[operator]
     assert hello["sid"] == hello["pid"]
     assert trainer.members() == [hello["pid"]]
+
+
+def test_secrets_come_by_a_pipe_and_nowhere_else(start: Callable[..., TrainerProcess], tmp_path: Path) -> None:
+    """More of them than a pipe holds, too: in no file, no command line and no environment, also of the wardens."""
+    secrets = {"TOKEN": "hunter2", "LONG": "x" * 200_000}
+    trainer = start("obedient", graders_secrets=secrets)
+    (hello,) = records(trainer, 1)
+    assert hello["secrets"] == secrets
+    processes = [trainer.pid, *warden.descendants(trainer.pid)]
+    assert len(processes) == 3
+    for pid in processes:
+        for name in ("cmdline", "environ"):
+            assert b"hunter2" not in Path(f"/proc/{pid}/{name}").read_bytes()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    (plain,) = records(start("obedient", graders_secrets={}), 1)
+    assert plain["secrets"] is None
+
+
+def test_a_trainer_that_ends_before_it_reads_its_secrets_leaves_no_thread(tmp_path: Path) -> None:
+    trainer = TrainerProcess(
+        [sys.executable, "-c", "pass"],
+        cwd=tmp_path,
+        env={},
+        log_path=tmp_path / "trainer.log",
+        fence_s=60,
+        graders_secrets={"LONG": "x" * 200_000},
+    )
+    assert wait_exit(trainer) == 0
+    trainer.kill_tree()
+    trainer.close()
+    deadline = time.monotonic() + 20
+    while [thread for thread in threading.enumerate() if thread.name == "secrets"]:
+        assert time.monotonic() < deadline, "it still writes"
+        time.sleep(0.02)
 
 
 def test_what_a_numerical_program_needs_reaches_the_trainer() -> None:
@@ -131,7 +172,7 @@ def test_records_written_just_before_the_end_are_read(start: Callable[..., Train
     while trainer.poll() is None:
         trainer.keep_alive()
     assert trainer.kill_tree() == 76
-    assert [sorted(record) for record in records(trainer, 3)] == [["env", "pid", "sid"], ["command"]]
+    assert [sorted(record) for record in records(trainer, 3)] == [["env", "pid", "secrets", "sid"], ["command"]]
     assert trainer.records_ended
     assert trainer.read_lines(0.01) == []
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from bgpo.models import Policy
 from bgpo.records import Record, RecordWriter, parse_record
+from bgpo.rewards import Grader
 from bgpo.spec import Reinforcement, RunSpec, parse_run_spec
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row
+from bgpo.training.grading import Grading, open_grading
 from bgpo.training.optimizer import Optimizer
 from bgpo.training.reinforcement import ReinforcementTrainer
 from bgpo.training.reporter import Reporter, Stopwatch
@@ -54,24 +56,42 @@ def rows_of(policy: Policy, count: int = 8) -> list[Row]:
     return [Row(item, policy.encode_prompt(item["messages"]), []) for item in items]
 
 
+def grading_of(spec: RunSpec, reporter: Reporter | None = None) -> Grading:
+    """The specification's grader on a machine without any settings."""
+    grading = open_grading(spec, spec.graders, {}, "cpu", reporter)
+    assert grading is not None
+    return grading
+
+
 class Harness:
     """A trainer whose records go to a file."""
 
     def __init__(
-        self, policy: Policy, rows: list[Row], spec: RunSpec, path: Path, cluster: Cluster | None = None
+        self,
+        policy: Policy,
+        rows: list[Row],
+        spec: RunSpec,
+        path: Path,
+        cluster: Cluster | None = None,
+        grader: Grader | None = None,
     ) -> None:
+        """`grader`: in place of the specification's."""
         cluster = cluster or Cluster()
         assert isinstance(spec.method, Reinforcement)
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         self.path = path
         self.optimizer = Optimizer(policy.model, spec.method.optimizer, 100, Replicated(policy.model, cluster))
         reporter = Reporter(RecordWriter(self.descriptor), 100)
-        self.trainer = ReinforcementTrainer(policy, self.optimizer, rows, spec, spec.method, reporter, cluster)
+        self.grading = grading_of(spec, reporter) if grader is None else Grading(grader, spec.grading, reporter)
+        self.trainer = ReinforcementTrainer(
+            policy, self.optimizer, rows, spec, spec.method, self.grading, reporter, cluster
+        )
 
     def step(self, step: int = STEP) -> dict[str, float]:
         return self.trainer.step(step, Stopwatch())
 
     def close(self) -> None:
+        self.grading.close()
         os.close(self.descriptor)
 
     def records(self) -> list[Record]:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from bgpo.models import Policy
-from bgpo.rewards import compile_grader
 from bgpo.spec import Reinforcement
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row, batch_indices
 from bgpo.training.groups import Collected, Collector, further_rows
 from bgpo.training.reporter import Stopwatch
-from tests.bgpo.training.harness import GROUP, PROMPTS, Harness, rows_of, run_spec
+from tests.bgpo.training.harness import GROUP, PROMPTS, Harness, grading_of, rows_of, run_spec
 
 Start = Callable[..., Harness]
 
@@ -44,8 +43,7 @@ def collect(policy: Policy, rows: list[Row], start: Start, **fields: Any) -> Col
     method = spec.method
     assert isinstance(method, Reinforcement)
     reporter = start(policy, rows, spec).trainer._reporter  # any reporter will do
-    grader = compile_grader(method.grader)
-    return Collector(policy, rows, grader, method, spec.seed, reporter, Cluster()).collect(1, Stopwatch())
+    return Collector(policy, rows, grading_of(spec), method, spec.seed, reporter, Cluster()).collect(1, Stopwatch())
 
 
 def silenced(policy: Policy, count: int, every: int) -> list[Row]:

@@ -217,3 +217,51 @@ def test_an_adapter_is_evaluated_as_the_run_did(
 def test_metrics_also_go_to_a_tracker(train: Train, tmp_path: Path) -> None:
     train({**SUPERVISED, "max_steps": 1}, sinks=[{"type": "tensorboard", "location": str(tmp_path / "board")}])
     assert list((tmp_path / "board").rglob("*tfevents*"))
+
+
+@pytest.mark.parametrize("on_error", ["drop", "zero"])
+def test_a_run_whose_grader_fails_now_and_then_resumes_bit_by_bit(train: Train, tmp_path: Path, on_error: str) -> None:
+    data = tmp_path / "flawed.jsonl"
+    rows: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": "?" * (i % 3)}]} for i in range(9)]
+    for i in range(6):
+        rows[i]["answer"] = "aioe"[i % 4]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"train_data": str(data), "grading": {"on_error": on_error}, "checkpointing": {"every_steps": 1}}
+    whole = train(REINFORCEMENT, **fields)
+    assert sum(values["grader_errors"] for values in whole.metrics("train").values()) > 0
+    resumed = train(REINFORCEMENT, resume_from=whole.checkpoints()[2].path, **fields)
+    assert contents(resumed.checkpoints()[4]) == contents(whole.checkpoints()[4])
+    assert resumed.metrics("train") == {s: v for s, v in whole.metrics("train").items() if s > 2}
+
+
+def test_a_checkpoint_of_before_a_field_existed_is_of_the_same_recipe(train: Train) -> None:
+    whole = train(SUPERVISED, checkpointing={"every_steps": 1})
+    checkpoint = Path(whole.checkpoints()[3].path)
+    state_file = checkpoint / "trainer_state" / "state.json"
+    state = json.loads(state_file.read_text())
+    del state["recipe"]["grading"]
+    state_file.write_text(json.dumps(state))
+    resumed = train(SUPERVISED, resume_from=str(checkpoint), checkpointing={"every_steps": 1})
+    assert resumed.messages() == ["resumed from step 3"]
+    changed = train(SUPERVISED, resume_from=str(checkpoint))
+    assert "the recipe differs from the one the checkpoint was made with" in changed.messages()
+
+
+def test_what_the_grader_lacks_is_found_before_the_model_is_loaded(train: Train) -> None:
+    endpoint = {"type": "endpoint", "name": "e", "url": "https://example.com/", "signing_secret": "SIGN"}
+    with pytest.raises(SpecError, match="SIGN") as caught:
+        train({**REINFORCEMENT, "grader": endpoint}, model="/nowhere")
+    assert str(caught.value.param).startswith("method.grader")
+
+
+def test_a_shell_finds_the_operators_part_in_the_same_file(tmp_path: Path) -> None:
+    judge = {"base_url": "http://127.0.0.1:1/v1", "allow_private": True}
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps({"method": {"type": "supervised"}, "graders": {"judges": {"j": judge}}}))
+    assert evaluate_command.read_settings(path).judges["j"].allow_private
+    path.write_text(json.dumps({"method": {"type": "supervised"}}))
+    assert evaluate_command.read_settings(path).judges == {}
+    path.write_text(json.dumps({"graders": {"judges": {"j": {}}}}))
+    with pytest.raises(SpecError, match="base_url") as caught:
+        evaluate_command.read_settings(path)
+    assert caught.value.param == "graders"
