@@ -168,4 +168,4 @@ def test_a_grader_that_raises_on_some_samples(client: openai.OpenAI, rows: Path)
     assert (failed.status, failed.error.code) == ("failed", "grader_error")
     assert "moody" in failed.error.message
     assert "ValueError: cannot grade" in failed.error.message
-    assert "line 7, in grade" in failed.error.message
+    assert "line 7, in grade" in failed.rl["failure"]["log_tail"]
