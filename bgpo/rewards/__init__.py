@@ -17,8 +17,11 @@ from bgpo.rewards import spec as specs
 from bgpo.rewards.code import CodeGrader
 from bgpo.rewards.countdown import CountdownGrader
 from bgpo.rewards.endpoint import EndpointGrader
+from bgpo.rewards.format import FormatGrader
 from bgpo.rewards.grade import Grade, GradeErrorInfo, GradeErrorKind, Grader, Part, Sample, Usage
+from bgpo.rewards.json_schema import JsonSchemaGrader
 from bgpo.rewards.label_model import LabelModelGrader
+from bgpo.rewards.length import LengthGrader
 from bgpo.rewards.math import MathGrader
 from bgpo.rewards.multi import MultiGrader
 from bgpo.rewards.python import PythonGrader
@@ -28,6 +31,7 @@ from bgpo.rewards.settings import GraderSettings, Resources
 from bgpo.rewards.spec import AnyGraderSpec, GraderSpec, MultiSpec, parse_grader_spec
 from bgpo.rewards.string_check import StringCheckGrader
 from bgpo.rewards.sudoku import SudokuGrader
+from bgpo.rewards.text_similarity import TextSimilarityGrader
 
 __all__ = [
     "Grade",
@@ -46,6 +50,7 @@ __all__ = [
 
 _COMPILERS: dict[type, Callable[[Any, Resources], Grader]] = {
     specs.StringCheckSpec: lambda spec, _: StringCheckGrader(spec),
+    specs.TextSimilaritySpec: TextSimilarityGrader,
     specs.PythonSpec: PythonGrader,
     specs.ScoreModelSpec: ScoreModelGrader,
     specs.LabelModelSpec: LabelModelGrader,
@@ -53,6 +58,9 @@ _COMPILERS: dict[type, Callable[[Any, Resources], Grader]] = {
     specs.CountdownSpec: lambda spec, _: CountdownGrader(spec),
     specs.MathSpec: lambda spec, _: MathGrader(spec),
     specs.CodeSpec: CodeGrader,
+    specs.FormatSpec: lambda spec, _: FormatGrader(spec),
+    specs.JsonSchemaSpec: lambda spec, _: JsonSchemaGrader(spec),
+    specs.LengthSpec: lambda spec, _: LengthGrader(spec),
     specs.EndpointSpec: EndpointGrader,
     specs.RewardModelSpec: RewardModelGrader,
 }

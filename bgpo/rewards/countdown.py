@@ -22,8 +22,20 @@ MAX_LENGTH = 256
 MAX_DEPTH = 32
 MAX_NUMBERS = 16
 
-_LATEX = ((r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"), (r"\left", ""), (r"\right", ""), (r"\,", " "))
-_SYMBOLS = str.maketrans({"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "[": "(", "]": ")", "$": " "})
+_LATEX = (
+    (r"\times", "*"),
+    (r"\cdot", "*"),
+    (r"\ast", "*"),
+    (r"\*", "*"),
+    (r"\div", "/"),
+    (r"\left", ""),
+    (r"\right", ""),
+)
+_MARKUP = re.compile(r"\\[,;:!()\[\]]")
+_SYMBOLS = str.maketrans("\u00d7\u00b7\u22c5\u2217\u2715\u00f7\u2215\u2212\u2013\u2010\u2011[]$", "*****//----() ")
+_BRACES = str.maketrans("{}", "()")
+_TIMES = re.compile(r"(?<=[0-9)])([ \t]*)[xX](?=[ \t]*[0-9(])")
+_BOLD = re.compile(r"(?<![\w)*])\*\*(?=\S)((?:[^*\n]|\*(?!\*)){1,256}?)(?<=\S)\*\*(?![\w(*])")
 _FRACTION = re.compile(r"\\d?frac\{([^{}]*)\}\{([^{}]*)\}")
 # The characters of wrong arithmetic (^ % . ! **) are in the run too, so that it fails as a whole: in "2^3+5" the
 # answer is not "3+5". A letter that touches a run ("sqrt(9)+3") spoils it for the same reason.
@@ -92,13 +104,16 @@ def last_value(text: str, numbers: list[int]) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """LaTeX and typographic arithmetic as plain characters."""
-    if "\\" in text:
+    """LaTeX, Markdown and typographic arithmetic as plain characters."""
+    if "\\" not in text:
+        text = text.translate(_BRACES)
+    else:
         for command, symbol in _LATEX:
             text = text.replace(command, symbol)
+        text = _MARKUP.sub(" ", text)
         for _ in range(4):  # nested fractions, innermost first
             text = _FRACTION.sub(r"((\1)/(\2))", text)
-    return text.translate(_SYMBOLS)
+    return _TIMES.sub(r"\1*", _BOLD.sub(r" \1 ", text.translate(_SYMBOLS)))
 
 
 def _candidates(text: str) -> list[str]:

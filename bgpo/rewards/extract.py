@@ -7,28 +7,33 @@ import re
 MAX_TEXT = 65_536
 """Only this many trailing characters of a completion are searched: an answer comes last."""
 
-_OPEN, _CLOSE, _BOXED = "<answer>", "</answer>", "\\boxed{"
-_BRACE = re.compile(r"\\boxed\{|[{}]")
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_BRACE = re.compile(r"\\(?:boxed|fbox)[ \t]*\{|[{}]")
 
 
 def answer_text(text: str) -> str:
-    """The content of the last `<answer>` tag (to the end if never closed), or the whole text without tags."""
+    """The content of the last `<answer>` tag (to the end if never closed), or the whole text without tags.
+
+    A tag that a completion ends right behind is none, where there is another.
+    """
     text = text[-MAX_TEXT:]
-    start = text.rfind(_OPEN)
+    end = len(text)
+    while (start := text.rfind(_OPEN, 0, end)) >= 0 and not text[start + len(_OPEN) : end].strip():
+        end = start
     if start < 0:
-        return text
-    content = text[start + len(_OPEN) :]
-    end = content.find(_CLOSE)
-    return content if end < 0 else content[:end]
+        return text if end == len(text) else ""
+    content = text[start + len(_OPEN) : end]
+    close = content.find(_CLOSE)
+    return content if close < 0 else content[:close]
 
 
 def boxed(text: str) -> str | None:
-    """The content of the `\\boxed{...}` that closes last, nested braces included, in one pass."""
+    """The content of the `\\boxed{...}` that closes last, nested braces included, in one pass; `\\fbox` is the same."""
     found: str | None = None
     opened: list[int | None] = []  # start of a box's content, None for an ordinary brace
     for brace in _BRACE.finditer(text):
         if brace[0] != "}":
-            opened.append(brace.end() if brace[0] == _BOXED else None)
+            opened.append(brace.end() if brace[0] != "{" else None)
         elif opened and (start := opened.pop()) is not None:
             found = text[start : brace.start()]
     return found

@@ -12,9 +12,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Self
 
+from bgpo.rewards.strict_json import parse_json
 from bgpo.rewards.templates import Template, UnresolvedVariable
 
 GradeErrorKind = Literal[
@@ -33,15 +36,26 @@ GradeErrorKind = Literal[
 """The error flags of OpenAI's `graders.run`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sample:
     """What the model produced."""
 
     output_text: str
 
     def variables(self) -> dict[str, Any]:
-        """What `{{ sample.… }}` can name; keep in step with `templates.SAMPLE_FIELDS`."""
-        return {"output_text": self.output_text}
+        """What `{{ sample.… }}` can name, all of it JSON; keep in step with `templates.SAMPLE_FIELDS`.
+
+        `output_json` is there when the text is JSON as `strict_json` reads it.
+        """
+        return dict(self._variables)
+
+    @cached_property
+    def _variables(self) -> dict[str, Any]:
+        message = {"role": "assistant", "content": self.output_text}
+        fields = {"output_text": self.output_text, "output_tools": [], "choices": [{"index": 0, "message": message}]}
+        with suppress(ValueError):
+            fields["output_json"] = parse_json(self.output_text)
+        return fields
 
 
 @dataclass(frozen=True, slots=True)

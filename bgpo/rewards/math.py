@@ -1,9 +1,10 @@
 """`math`: the final answer of a completion equals the reference (GSM8K, MATH and the like).
 
 The answer is the last `\\boxed{}`, nested braces included; else what stands in the last `<answer>` tag or behind the
-last `####`; else the last number of the text. Numbers are compared exactly: "1,000" is 1000, 3.50 is not 50, 1/2 is
-0.5. Words are compared as words. The rest, from `\\sqrt{8}` to intervals, goes to math-verify in a process of its own
-(`verifier`). The reference may be the bare answer, a MATH solution with a box or a GSM8K solution with `####`.
+last `####`; else the number behind the last "answer is"; else the last number of the text. Numbers are compared
+exactly: "1,000" is 1000, 3.50 is not 50, 1/2 is 0.5. Words are compared as words. The rest, from `\\sqrt{8}` to
+intervals, goes to math-verify in a process of its own (`verifier`). The reference may be the bare answer, a MATH
+solution with a box or a GSM8K solution with `####`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.,\\])(?:(?<![0-9)\]}])[-\u2212])?\$?"
     r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?(?:[ ]?/[ ]?[0-9]+(?![0-9.]))?(?:[ ]?\\?%)?"
 )
+_STATED = re.compile(r"\banswer[*_]{0,3}[ \t]?(?:is|:|=)(?P<said>[^\n]{1,400})", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _FORMULA = re.compile(r"\$([^$\n]{1,400})\$|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
 
@@ -77,7 +80,7 @@ def extract_answer(text: str, boxed_only: bool = False) -> str | None:
         if tagged is not None and "\n" not in tagged.strip() and len(tagged) <= MAX_ANSWER and _is_bare(tagged):
             answer = tagged
         else:
-            answer = _last_value(inside)
+            answer = _stated_value(inside) or _last_value(inside)
     answer = answer.strip() if answer is not None else ""
     return answer if 0 < len(answer) <= MAX_ANSWER else None
 
@@ -85,6 +88,19 @@ def extract_answer(text: str, boxed_only: bool = False) -> str | None:
 def _is_bare(text: str) -> bool:
     """Whether a tagged text is the answer itself and not a sentence about it."""
     return parse_number(text) is not None or "\\" in text or len(_WORD.findall(text)) <= 2
+
+
+def _stated_value(text: str) -> str | None:
+    """The first number behind the last "answer is" or "Answer:", right of the last `=` in its sentence."""
+    stated = _last(_STATED, text)
+    if stated is None:
+        return None
+    sentence = _SENTENCE_END.split(stated["said"], maxsplit=1)[0]
+    formula = _FORMULA.search(sentence)
+    if formula is not None and "\\" in formula[0]:
+        return _last_value(formula[0])
+    number = _NUMBER.search(sentence.rpartition("=")[2])
+    return number[0] if number is not None else None
 
 
 def _last_value(text: str) -> str | None:

@@ -20,8 +20,14 @@ from bgpo.rewards.spec import SudokuSpec
 from bgpo.rewards.templates import parse_template
 
 _COMPACT = re.compile(r"(?<![0-9])[0-9]{16}(?![0-9])")
-_RUN = re.compile(r"[0-9](?:[\s|,;\[\]+*_\u2500-\u257f-]*[0-9])*")
+_RUN = re.compile(r"[0-9](?:[\s|,;\[\]+*_/&\"'\u2500-\u257f-]*[0-9])*")
 """Digits with the separators grids are drawn with, box-drawing characters included."""
+_ROW_END = re.compile(r"\\\\|<br ?/?>")
+"""Of LaTeX arrays and of tables in HTML."""
+_LABEL = re.compile(
+    r"^[ \t]*(?:[-*>][ \t]+)?[*_]{0,3}(?:(?:row|line|r)[ \t]?[1-4][ \t]?[:.)=]|[1-4][.)](?=[ \t]))", re.I | re.M
+)
+"""What stands before a row: `Row 1:`, `- **R2:**`, `3.`"""
 _NOT_DIGIT = re.compile(r"[^0-9]+")
 
 
@@ -72,7 +78,7 @@ def cell_accuracy(puzzle: str, solution: str, answer: str) -> float:
 
 def extract_grid(text: str) -> str | None:
     """The last grid in a completion: 16 digits in one piece, or spread over lines and separators; None without one."""
-    text = answer_text(text)
+    text = _LABEL.sub("", _ROW_END.sub("\n", answer_text(text)))
     last_end, found = -1, None
     for match in _COMPACT.finditer(text):
         last_end, found = match.end(), match[0]

@@ -1,4 +1,4 @@
-"""Templates of grader fields: `{{ item.a.b[0] }}` and `{{ sample.output_text }}` in plain text.
+"""Templates of grader fields: `{{ item.a.b[0] }}` and `{{ sample.output_json.x }}` in plain text.
 
 A small parser of its own, not Jinja: templates come from users, and a path look-up is all they may do. Syntax is
 checked when a template is parsed; a path that the data does not have raises `UnresolvedVariable` when it is rendered.
@@ -16,7 +16,8 @@ from typing import Any
 
 MAX_TEMPLATE_LENGTH = 65_536
 MAX_PATH_STEPS = 32
-SAMPLE_FIELDS = ("output_text",)
+SAMPLE_FIELDS = ("output_text", "output_json", "output_tools", "choices")
+"""OpenAI's; what each is: `bgpo.rewards.Sample`."""
 
 _VARIABLE = re.compile(r"\{\{([^{}]*)\}\}")
 _STEP = re.compile(r"\.([\w-]+)|\[([0-9]{1,9})\]")

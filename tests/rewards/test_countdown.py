@@ -202,6 +202,10 @@ def test_faulty_item_is_an_error_not_a_zero(item: dict[str, object], kind: str, 
         "1+" * 100_000,
         "9" * 200_000,
         "\\boxed{" * 60_000,
+        "**a" * 60_000,
+        "** " * 60_000,
+        "1 x" * 60_000,
+        "<answer> " * 60_000,
         "\\frac{" * 60_000,
         "\\frac{1}{2}" * 20_000,
         "<answer>" * 50_000,
@@ -218,6 +222,11 @@ def test_faulty_item_is_an_error_not_a_zero(item: dict[str, object], kind: str, 
 @pytest.mark.timeout(20)  # fails on another order of growth, not on a busy machine
 def test_hostile_completion_scores_zero(text: str) -> None:
     assert score(text, [99, 98, 97], 5) == 0.0
+
+
+@given(st.text() | st.text(alphabet="12 3+-*/()x{}[]=\\\\<answer>.\n"))
+def test_any_text_scores_zero_or_one(text: str) -> None:
+    assert score(text) in (0.0, 1.0)
 
 
 def test_depth_and_length_caps() -> None:

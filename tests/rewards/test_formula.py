@@ -51,6 +51,32 @@ def test_hand_worked(text: str, expected: float) -> None:
     assert evaluate(text, a=0.5, b=2.0) == pytest.approx(expected)
 
 
+def test_functions_are_those_of_openai() -> None:
+    assert set(SCOPE) == {"min", "max", "abs", "floor", "ceil", "exp", "sqrt", "log"} == FUNCTIONS
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2^64", 2.0**64),
+        ("2^-64", 2.0**-64),
+        ("0^0", 1.0),
+        ("a^0.5", 0.5**0.5),
+        ("exp(-1e4)", 0.0),
+        ("log(exp(1))", 1.0),
+    ],
+)
+def test_ends_of_the_range(text: str, value: float) -> None:
+    assert evaluate(text, a=0.5) == pytest.approx(value)
+
+
+def test_a_score_that_is_not_finite_is_an_error() -> None:
+    formula = compile_formula("a + 0", ("a",))
+    for score in (math.nan, math.inf):
+        with pytest.raises(FormulaError, match="not finite"):
+            formula.evaluate({"a": score})
+
+
 def expressions() -> st.SearchStrategy[str]:
     atoms = st.sampled_from(NAMES) | st.floats(0, 9).map(lambda x: f"{x:.3f}") | st.integers(0, 12).map(str)
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bgpo.rewards import Grader, Sample, compile_grader
 from bgpo.rewards.math import equivalent, extract_answer
-from bgpo.rewards.numbers import parse_number
+from bgpo.rewards.numbers import parse_number, plain_words
 from bgpo.rewards.verifier import Verifier, VerifierError, shared_verifier
 
 
@@ -56,6 +58,33 @@ def grader(**fields: Any) -> Grader:
 def test_extraction(text: str, answer: str | None) -> None:
     found = extract_answer(text)
     assert (found.strip() if found is not None else None) == answer
+
+
+@pytest.mark.timeout(20)  # fails on another order of growth, not on a busy machine
+def test_hostile_completions_end() -> None:
+    for unit in (
+        "answer is ",
+        "answer: =",
+        "<answer>",
+        "<answer> ",
+        "\\boxed{",
+        "\\fbox {",
+        "$\\",
+        "#### ",
+        "1,",
+        "**",
+        "\\(",
+    ):
+        extract_answer(unit * 50_000)
+        extract_answer(unit * 50_000 + "7")
+
+
+@given(st.text() | st.text(alphabet="0123456789,./%$-\\{}()= \nanswer is boxed#<>"))
+def test_any_text_has_an_answer_or_none(text: str) -> None:
+    answer = extract_answer(text)
+    assert answer is None or 0 < len(answer.strip()) <= 400
+    parse_number(text)
+    plain_words(text)
 
 
 def test_only_boxed() -> None:

@@ -24,6 +24,16 @@ SUDOKU = {"type": "sudoku", "name": "grid"}
 COUNTDOWN = {"type": "countdown", "name": "reach"}
 MATH = {"type": "math", "name": "answer"}
 CODE = {"type": "code", "name": "program", "reward": "fraction", "timeout_seconds": 5.0}
+SIMILAR = {
+    **{key: CHECK[key] for key in ("name", "input", "reference")},
+    "type": "text_similarity",
+    "evaluation_metric": "rouge_l",
+    "pass_threshold": 0.5,
+}
+FORMAT = {"type": "format", "name": "form", "pattern": "a.*b"}
+JSON_SCHEMA = {"type": "json_schema", "name": "form", "json_schema": {"type": "object", "text": {"type": "string"}}}
+LENGTH = {"type": "length", "name": "short", "maximum": 100, "margin": 20}
+GRADERS_JSON = "graders.exact.json_schema"
 MULTI = {
     "type": "multi",
     "name": "both",
@@ -32,7 +42,10 @@ MULTI = {
 }
 
 
-@pytest.mark.parametrize("wire", [CHECK, SUDOKU, COUNTDOWN, MATH, CODE, MULTI], ids=lambda wire: wire["type"])
+WIRES = [CHECK, SIMILAR, SUDOKU, COUNTDOWN, MATH, CODE, FORMAT, JSON_SCHEMA, LENGTH, MULTI]
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire["type"])
 def test_round_trip_keeps_the_wire_form(wire: dict[str, Any]) -> None:
     spec = parse_grader_spec(wire)
     text = spec.model_dump_json(exclude_unset=True)
@@ -69,6 +82,13 @@ def test_defaults_read_the_usual_fields() -> None:
         ({**MATH, "answer": "last"}, "answer", "'any' or 'boxed'"),
         ({**CODE, "timeout_seconds": 0.0}, "timeout_seconds", "greater than 0"),
         ({**CODE, "memory_mb": 1}, "memory_mb", "greater than or equal to 64"),
+        ({"type": "json_schema", "json_schema": {}}, "name", "required"),
+        ({**JSON_SCHEMA, "json_schema": 1}, "json_schema", "dictionary"),
+        ({**MULTI, "graders": {"exact": {**JSON_SCHEMA, "json_schema": {"type": 1}}}}, GRADERS_JSON, "at type"),
+        ({**SIMILAR, "evaluation_metric": "rouge_6"}, "evaluation_metric", "'rouge_5'"),
+        ({**SIMILAR, "pass_threshold": 1.5}, "pass_threshold", "less than or equal to 1"),
+        ({**FORMAT, "pattern": "("}, "pattern", "not a regular expression"),
+        ({**FORMAT, "tags": ["a"]}, None, "one of the two"),
         ({**MULTI, "graders": {}}, "graders", "at least 1"),
         ({**MULTI, "graders": [CHECK]}, "graders", "dictionary"),
         ({**MULTI, "graders": {"a b": CHECK}}, "graders", "'a b'"),
@@ -80,7 +100,7 @@ def test_defaults_read_the_usual_fields() -> None:
         ({**MULTI, "graders": {f"g{i}": CHECK for i in range(65)}, "calculate_output": "g0"}, "graders", "at most 64"),
     ],
 )
-def test_error_names_the_field(wire: dict[str, Any], param: str, message: str) -> None:
+def test_error_names_the_field(wire: dict[str, Any], param: str | None, message: str) -> None:
     with pytest.raises(SpecError, match=message) as caught:
         parse_grader_spec(wire)
     assert caught.value.param == param

@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bgpo.rewards import Sample, compile_grader
 from bgpo.rewards.grids import GRIDS, is_solution, is_unique, solve
@@ -189,5 +191,13 @@ def test_hostile_completion_ends() -> None:
         "<answer>" * 30_000,
         ("1111\n" * 40_000),
         "|" * 200_000,
+        "Row 1: " * 30_000,
+        "\n1. " * 50_000,
+        "<answer> " * 30_000,
     ):
         extract_grid(text)
+
+
+@given(st.text() | st.text(alphabet="1234 \n|,-[]Row:.<answer>"))
+def test_any_text_scores_within_the_range(text: str) -> None:
+    assert 0.0 <= grade(text, reward="mixed") <= 1.0

@@ -6,7 +6,15 @@ import json
 
 import pytest
 
-from bgpo.rewards.templates import MAX_PATH_STEPS, MAX_TEMPLATE_LENGTH, UnresolvedVariable, parse_template
+from bgpo.rewards import Sample
+from bgpo.rewards.grade import GradeFault, rendered
+from bgpo.rewards.templates import (
+    MAX_PATH_STEPS,
+    MAX_TEMPLATE_LENGTH,
+    SAMPLE_FIELDS,
+    UnresolvedVariable,
+    parse_template,
+)
 
 ITEM = {
     "text": "plain",
@@ -69,7 +77,7 @@ def test_unresolved_variable_raises(template: str) -> None:
         ("{{ item.a | upper }}", "expected"),
         ("{{ item.a() }}", "expected"),
         ("{{ item..a }}", "expected"),
-        ("{{ sample.output_json.x }}", "sample has only output_text"),
+        ("{{ sample.tokens }}", "sample has only output_text"),
         ("{{ item" + ".a" * (MAX_PATH_STEPS + 1) + " }}", "levels deep"),
         ("x" * (MAX_TEMPLATE_LENGTH + 1), "more than"),
     ],
@@ -93,3 +101,45 @@ def test_hostile_template_ends() -> None:
             parse_template(text)
         except ValueError:
             continue
+
+
+def sample_text(template: str, output: str) -> str:
+    return rendered(parse_template(template), Sample(output), {})
+
+
+@pytest.mark.parametrize(
+    ("template", "output", "expected"),
+    [
+        ("{{ sample.choices[0].message.content }}", "an answer", "an answer"),
+        ("{{ sample.output_tools }}", "an answer", "[]"),
+        ("{{ sample.output_json.city }}", '{"city": "Z\u00fcrich"}', "Z\u00fcrich"),
+        ("{{ sample.output_json.a[1].b }}", ' {"a": [0, {"b": 2.5}]}\n', "2.5"),
+        ("{{ sample.output_json }}", '{"a":  [true, null]}', '{"a": [true, null]}'),
+        ("{{ sample.output_json }}", "null", "null"),
+    ],
+)
+def test_what_a_sample_has(template: str, output: str, expected: str) -> None:
+    assert sample_text(template, output) == expected
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["no json", "", '{"a": 1', '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": 1e999}', "[" * 100_000, "1" * 70_000],
+)
+def test_output_that_is_not_json_has_no_output_json(output: str) -> None:
+    with pytest.raises(GradeFault) as caught:
+        sample_text("{{ sample.output_json }}", output)
+    assert caught.value.info.kind == "invalid_variable_error"
+    assert "{{ sample.output_json }} is not in the data" in caught.value.info.message
+
+
+def test_sample_fields_are_those_of_the_templates() -> None:
+    assert set(Sample("{}").variables()) == set(SAMPLE_FIELDS)
+    assert set(Sample("{").variables()) == set(SAMPLE_FIELDS) - {"output_json"}
+    json.dumps(Sample('{"a": 1}').variables())
+
+
+def test_output_is_parsed_once() -> None:
+    sample = Sample('{"a": []}')
+    assert sample.variables()["output_json"] is sample.variables()["output_json"]
+    assert sample == Sample('{"a": []}')

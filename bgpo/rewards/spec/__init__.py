@@ -140,12 +140,15 @@ def parse_grader_spec(source: Mapping[str, Any]) -> AnyGraderSpec:
 def wire_path(loc: Sequence[str | int], source: Any) -> str:
     """Dotted path of a pydantic error location in the user's own JSON, without the tags that unions put in between."""
     path: list[str] = []
-    value = source
-    for part in loc:
+    value, tagged = source, False
+    for place, part in enumerate(loc):
         if isinstance(value, Mapping):
             if part not in value and (part == value.get("type") or _MEMBER.search(str(part))):
                 continue
-            value = value.get(part)
+            if part == value.get("type") and not tagged and place + 1 < len(loc):  # json_schema has such a field too
+                tagged = True
+                continue
+            value, tagged = value.get(part), False
         elif isinstance(part, str) and _MEMBER.search(part):
             continue
         elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from bgpo.rewards.patterns import Pattern
+from bgpo.rewards.schemas import Schema
 from bgpo.rewards.spec.base import GraderBase, GraderName, TemplateText
 
 OUTPUT = "{{ sample.output_text }}"
@@ -76,14 +78,24 @@ class FormatSpec(GraderBase):
     name: GraderName
     input: TemplateText = OUTPUT
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = Field(
-        None, description="Regular expression; `.` also matches line ends."
+        None,
+        description="Regular expression (of the PyPI package regex), time-limited; `.` also matches line ends.",
     )
     match: Literal["full", "search"] = Field("full", description="full: the whole text, without spaces around it.")
     tags: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.-]{0,63}$")]] | None = Field(
         None, min_length=1, max_length=32, description='Such as ["reasoning", "answer"].'
     )
     strict: bool = Field(False, description="With tags: nothing but spaces outside of them.")
-    reward: Literal["all", "fraction"] = Field("all", description="With tags; fraction: share of them that are right.")
+    reward: Literal["all", "fraction"] = Field(
+        "all", description="With tags; fraction: share of them that are right (strict: and of stray text, as one more)."
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            Pattern(pattern, dot_all=True)
+        return pattern
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -106,6 +118,12 @@ class JsonSchemaSpec(GraderBase):
     input: TemplateText = OUTPUT
     json_schema: dict[str, Any] = Field(description="The schema. References may point into it only.")
     fenced: bool = Field(True, description="Also accept JSON inside the last fenced block.")
+
+    @field_validator("json_schema")
+    @classmethod
+    def _compiles(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        Schema(schema)
+        return schema
 
 
 class LengthSpec(GraderBase):
