@@ -168,12 +168,13 @@ def _try_grader(ctx: Context, project_id: str, body: CreateJob, method: Method) 
     except SpecError as refused:  # a grader that this machine may not run; the specification itself has been validated
         param = f"method.{method.type}.grader.{refused.param}"
         raise InvalidRequest(refused.message, param, "invalid_grader") from refused
-    for param in ("training_file", "validation_file"):
-        row = _first_row(ctx, project_id, getattr(body, param))
-        error = grader.grade(Sample(output_text=""), row).error if row is not None else None
-        if error is not None and error.kind in ("invalid_variable_error", "other_error"):
-            message = f"The grader cannot grade line 1 of the {param}: {error.message}"
-            raise InvalidRequest(message, f"method.{method.type}.grader", "invalid_grader")
+    with grader:
+        for param in ("training_file", "validation_file"):
+            row = _first_row(ctx, project_id, getattr(body, param))
+            error = grader.grade(Sample(output_text=""), row).error if row is not None else None
+            if error is not None and error.kind in ("invalid_variable_error", "other_error"):
+                message = f"The grader cannot grade line 1 of the {param}: {error.message}"
+                raise InvalidRequest(message, f"method.{method.type}.grader", "invalid_grader")
 
 
 def _first_row(ctx: Context, project_id: str, file_id: str | None) -> dict[str, Any] | None:

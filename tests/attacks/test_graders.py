@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -320,3 +321,37 @@ def grade(sample, item):
     return not left and not others
 """
     assert [(each.error, each.score) for each in graded(source, [{}] * 5)] == [(None, 1.0)] * 5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "__import__('os').mkdir('{folder}')",
+        "1+__import__('os').mkdir('{folder}')",
+        "\\text{__import__('os').mkdir('{folder}')}",
+        "\\operatorname{exec}(open('{folder}','w'))",
+        "\\input{/etc/passwd}\\write18{mkdir {folder}}",
+        "().__class__.__base__.__subclasses__()",
+        "\\sqrt[9^{9^{9^{9}}}]{2}",
+        "10^{10^{8}}!",
+        "9!" * 50,
+        "\\sum_{i=1}^{10^{12}} i!",
+        "\\int_0^{10^9} x^x dx",
+        "(" * 5000 + "1" + ")" * 5000,
+        "\\frac{" * 2000 + "1" + "}{2}" * 2000,
+    ],
+    ids=lambda answer: answer[:30],
+)
+def test_hostile_mathematics_scores_zero_within_the_limits(math: Grader, answer: str, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    hostile = "\\boxed{" + answer.replace("{folder}", str(folder)) + "}"
+    result = math.grade(Sample(hostile), {"answer": "\\sqrt{2}"})
+    assert (result.score, result.error) == (0.0, None)
+    assert not folder.exists()
+    assert math.grade(Sample("\\boxed{2^{1/2}}"), {"answer": "\\sqrt{2}"}).solved
+
+
+@pytest.fixture(scope="module")
+def math() -> Iterator[Grader]:
+    with compile_grader({"type": "math", "name": "m"}) as grader:
+        yield grader
