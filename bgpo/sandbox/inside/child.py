@@ -78,11 +78,11 @@ def _described(error: BaseException) -> dict[str, Any]:
         message = f"{type(error).__name__}: {error}"
     except BaseException:  # a task may raise what cannot be printed
         message = type(error).__name__
-    import traceback  # most tasks do without
-
     try:
+        import traceback  # most tasks do without
+
         lines = "".join(traceback.format_exception(error))
-    except BaseException:  # ... nor shown
+    except BaseException:  # ... nor shown; or there is no descriptor or memory left to load the module
         lines = message
     is_memory = isinstance(error, MemoryError)
     return {"message": message[:MAX_MESSAGE], "traceback": lines[-MAX_TRACEBACK:], "memory": is_memory}

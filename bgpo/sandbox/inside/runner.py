@@ -1,8 +1,8 @@
 """The first process of a sandbox: forks one child per task, bounds it, collects its result, removes what it left.
 
 Started by `start.py` with its control socket as standard input; the first message sets it up, each later one is a task.
-It is process 1 of the sandbox's namespace, so that no signal from inside can end or stop it, and not dumpable, so that a
-task can neither trace it nor open its descriptors. It never interprets what a task sends: replies go to the outside as
+It is process 1 of the sandbox's namespace, so that no signal from inside can end or stop it, and not dumpable, so that
+no task can trace it or open its descriptors. It never interprets what a task sends: replies go to the outside as
 text. It ends, and everything inside with it, when the outside closes the socket. The standard library only.
 """
 
