@@ -141,7 +141,7 @@ class Sandbox:
             if self._ended:
                 return Result("lost", message=self._problem or "the sandbox has been closed")
             self._waiting[number] = waiting
-        os.eventfd_write(self._wake, 1)
+            os.eventfd_write(self._wake, 1)
         try:
             self._send(request, fds, stdin)
         except (ValueError, TypeError):
@@ -173,6 +173,8 @@ class Sandbox:
     def _result(self, message: dict[str, Any]) -> Result:
         if "lost" in message:
             return Result(message["lost"], message=message["message"])
+        if "failed" in message:
+            return Result("lost", message=message["failed"])
         ended, value, text, trace = _outcome(message)
         return Result(
             ended,
@@ -359,8 +361,6 @@ class _ErrorPipe:
 
 def _outcome(message: dict[str, Any]) -> tuple[Ended, Any, str, str]:
     """How a task ended, by what the runner saw of it; its reply is not to be trusted."""
-    if "failed" in message:
-        return "lost", None, message["failed"], ""
     killed, status = message["killed"], message["status"]
     if killed == "files":
         return "memory", None, "too many files", ""

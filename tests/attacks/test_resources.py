@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -80,6 +83,62 @@ def test_a_thread_bomb(wall: Wall, own: Sandbox) -> None:
             return started
 
     assert 1 <= inside(own, threads).value < LIMITS.processes
+    assert_still_works(wall, own)
+
+
+def all_processes() -> None:
+    import os
+    import signal
+
+    while True:
+        try:
+            if os.fork() == 0:
+                signal.pause()
+        except BlockingIOError:
+            break
+    tell_and_wait()
+
+
+def all_files() -> None:
+    try:
+        for number in range(10_000):
+            with open(f"large-{number}", "wb", buffering=0) as file:
+                file.write(bytes(2**18))
+    except OSError:
+        pass
+    tell_and_wait()
+
+
+def tell_and_wait() -> None:
+    import os
+    import signal
+
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.write(int(name), b"x")
+            except OSError:
+                pass
+    signal.pause()
+
+
+@pytest.mark.parametrize("attack", [all_processes, all_files], ids=lambda each: each.__name__)
+def test_a_neighbour_that_has_taken_everything(wall: Wall, own: Sandbox, attack: Callable[[], None]) -> None:
+    """A task of the same sandbox may not start then; it is told so, and the sandbox goes on."""
+    source = inspect.getsource(attack) + inspect.getsource(tell_and_wait)
+    arguments = {"source": source, "function": attack.__name__, "arguments": {}}
+    reading, writing = os.pipe()
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            hog = executor.submit(own.run, "probe:execute", arguments, seconds=3, fds=[writing])
+            assert os.read(reading, 1) == b"x"
+            result = own.run("probe:echo", {})
+            assert result.ended in ("lost", "returned"), result
+            assert own.alive
+            assert hog.result().ended == "timeout"
+    finally:
+        os.close(reading)
+        os.close(writing)
     assert_still_works(wall, own)
 
 

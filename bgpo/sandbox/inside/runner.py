@@ -141,27 +141,29 @@ class Runner:
         return max(0.0, min(until, _LOOK_S)) * 1000 + 1
 
     def _begin(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Start a task, or say that a neighbour has used up what it needs."""
         folder = f"{self._base}/{request['id']}"
-        os.mkdir(folder, 0o700)
-        stdin = fds.pop(0) if request["stdin"] else os.open(os.devnull, os.O_RDONLY)
-        pipes = [os.pipe() for _ in range(3)]
+        opened: list[int] = []
         try:
+            os.mkdir(folder, 0o700)
+            stdin = fds.pop(0) if request["stdin"] else os.open(os.devnull, os.O_RDONLY)
+            opened.append(stdin)
+            for _ in range(3):
+                opened += os.pipe()
             pid = os.fork()
-        except OSError as error:  # a neighbour has used up the processes
-            pid = -1
-            self._channel.send({"id": request["id"], "failed": f"no process for the task: {error.strerror}"})
-        if pid == 0:
-            child.run(request, fds, (stdin, pipes[0][1], pipes[1][1]), pipes[2][1], folder)
-        for fd in (stdin, *fds, *(writing for _, writing in pipes)):
-            os.close(fd)
-        if pid < 0:
-            os.rmdir(folder)
-            for reading, _ in pipes:
-                os.close(reading)
+        except OSError as error:
+            for fd in (*fds, *opened):
+                os.close(fd)
+            cleaning.remove(folder)
+            self._channel.send({"id": request["id"], "failed": f"the task could not be started: {error.strerror}"})
             return
-        readings = (pipes[0][0], pipes[1][0], pipes[2][0])
-        self._live[pid] = Running(request["id"], pid, readings, request, folder)
-        for reading in readings:
+        _, out, out_end, err, err_end, reply, reply_end = opened
+        if pid == 0:
+            child.run(request, fds, (stdin, out_end, err_end), reply_end, folder)
+        for fd in (*fds, stdin, out_end, err_end, reply_end):
+            os.close(fd)
+        self._live[pid] = Running(request["id"], pid, (out, err, reply), request, folder)
+        for reading in (out, err, reply):
             os.set_blocking(reading, False)
             self._poll.register(reading, select.POLLIN)
 
