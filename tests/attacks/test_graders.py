@@ -254,6 +254,8 @@ def f(x):
         {"tests": [{"pytest": "import os\nos._exit(0)"}]},
         {"tests": [{"pytest": "def test_f():\n    import os\n    os._exit(0)"}, "assert f(1) == 2"]},
         {"tests": ["import os\nos.kill(os.getpid(), 9)"]},
+        {"tests": ["import os\nfor fd in range(3, 256):\n    try: os.write(fd, b'{]}\\n')\n    except OSError: pass"]},
+        {"tests": ["import signal, os\nfor fd in range(3, 256):\n    try: os.close(fd)\n    except OSError: pass"]},
     ],
 )
 def test_a_hostile_row_is_an_error_and_harms_nobody(code: Grader, row: dict[str, Any]) -> None:
@@ -283,6 +285,8 @@ def graded(source: str, items: list[dict[str, Any]]) -> list[Grade]:
         "raise type('E', (Exception,), {'__str__': lambda s: str(s)})()",
         "raise type('E', (Exception,), {'__str__': lambda s: [0 for _ in iter(int, 1)]})()",
         "while True: print('x' * 10**6)",
+        "sys = __import__('sys'); frame = sys._getframe(1); frame.f_globals['_number'] = lambda v: 10**400",
+        "frame = __import__('sys')._getframe(1); frame.f_globals['_number'] = lambda v: [1.0]",
         "return grade(sample, item)",
         "import sys; sys.setrecursionlimit(10**9); return grade(sample, item)",
         "import os, signal; os.kill(1, 9); os.kill(-1, 9); os.kill(os.getpid(), 9)",
