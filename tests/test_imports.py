@@ -24,8 +24,10 @@ name, whole = sys.argv[1], sys.argv[2] == "whole"
 package = importlib.import_module(name)
 imported = [name]
 for module in pkgutil.walk_packages(package.__path__, f"{name}.") if whole else ():
-    # A __main__ runs its command; alembic alone can import an environment and its versions.
-    if not module.name.endswith(".__main__") and not module.name.startswith(("migrations.env", "migrations.versions")):
+    # A __main__ runs its command; alembic alone can import an environment and its versions; what runs inside a sandbox
+    # is started by path, with the standard library alone.
+    elsewhere = ("migrations.env", "migrations.versions", "bgpo.sandbox.inside")
+    if not module.name.endswith(".__main__") and not module.name.startswith(elsewhere):
         importlib.import_module(module.name)
         imported.append(module.name)
 print(json.dumps({"imported": imported, "loaded": sorted(sys.modules)}))

@@ -27,6 +27,8 @@ CHECKER_MODULES = ("tasks.code_check",)
 PYTEST_MODULES = ("tasks.code_pytest", "pytest", "unittest", "difflib", "_pytest.skipping", "_pytest.unittest")
 PROGRAM_MODULES = ("tasks.code_program",)
 
+_NO_VERDICT = "the test destroys its own result"
+
 
 class StartError(RuntimeError):
     """A sandbox did not do its part: the machine is at fault, not the program."""
@@ -98,18 +100,22 @@ class Program:
         }
         result, lines = self._checked("code_check:assertions", arguments, checker, len(tests))
         outcomes: list[Outcome] = []
-        for line in lines:
+        for line in lines[: len(tests)]:
             if line.get("untestable"):
-                raise UnusableTest(str(line["message"]), len(outcomes))
+                raise UnusableTest(str(line.get("message")), len(outcomes))
             if line.get("no_host"):
                 self._note(False)
                 outcomes.append(Outcome(False, "the program has broken its sandbox"))
             elif line.get("timeout"):
                 outcomes.append(self._out_of_time())
             else:
-                outcomes.append(Outcome(bool(line["passed"]), str(line["message"])))
+                outcomes.append(Outcome(line.get("passed") is True, str(line.get("message"))))
             self._started = True
-        if result.ended == "returned" or len(outcomes) == len(tests):
+        if len(outcomes) == len(tests):
+            return outcomes
+        if result.ended == "returned":
+            if not outcomes:
+                raise UnusableTest(_NO_VERDICT)
             return outcomes
         if result.ended == "timeout":  # a test that does not let itself be stopped
             return [*outcomes, self._out_of_time()]
@@ -147,18 +153,20 @@ class Program:
     def pytest(self, test: PytestFile, checker: SharedSandbox) -> list[Outcome]:
         """Run a test file: an outcome for each of its test functions. Raises as `assertions`."""
         result, lines = self._checked("code_pytest:pytest_file", {"test": test.source}, checker, 1)
-        if result.ended == "returned" and result.value.get("no_host"):
+        verdict = result.value if isinstance(result.value, dict) else {}
+        if verdict.get("no_host"):
             self._note(False)
             return [Outcome(False, "the program has broken its sandbox")]
         self._started = True
-        if result.ended == "returned" and result.value.get("untestable"):
-            raise UnusableTest(str(result.value["untestable"]))
-        names: list[str] = next((line["collected"] for line in lines if "collected" in line), [])
-        ran = {line["test"]: line for line in lines if "test" in line}
+        if verdict.get("untestable"):
+            raise UnusableTest(str(verdict["untestable"]))
+        collected: Any = next((line["collected"] for line in lines if "collected" in line), [])
+        names = [str(name) for name in collected] if isinstance(collected, list) else []
+        ran = {str(line["test"]): line for line in lines if "test" in line}
         outcomes = [
-            Outcome(ran[name]["passed"], ran[name]["message"], name=name)
+            Outcome(ran[name].get("passed") is True, str(ran[name].get("message")), name=name)
             for name in names
-            if name in ran and not ran[name]["skipped"]
+            if name in ran and not ran[name].get("skipped")
         ]
         missing = [name for name in names if name not in ran]
         if result.ended == "timeout":
@@ -186,7 +194,7 @@ class Program:
             for end in ends[1]:
                 end.close()
             file.seek(0)
-            return result, [json.loads(line) for line in file.read().splitlines() if line.endswith(b"}")]
+            return result, _lines(file.read())
 
     def _host(self, ends: list[socket.socket], seconds: float) -> None:
         """The program's side, beside the checker's; it ends when the checker's sockets close, or with its sandbox."""
@@ -222,6 +230,17 @@ class Program:
 
     def _out_of_time(self, name: str = "") -> Outcome:
         return Outcome(False, f"ran longer than {self._seconds:g} s", timed_out=True, name=name)
+
+
+def _lines(text: bytes) -> list[dict[str, Any]]:
+    """What a checker wrote, as far as it is whole. Raises UnusableTest: a row's test may have written there itself."""
+    try:
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith(b"}")]
+    except (ValueError, RecursionError):
+        raise UnusableTest(_NO_VERDICT) from None
+    if not all(isinstance(line, dict) for line in lines):
+        raise UnusableTest(_NO_VERDICT)
+    return lines
 
 
 def _last_line(text: bytes) -> str:

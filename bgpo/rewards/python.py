@@ -57,7 +57,7 @@ class PythonGrader(Grader):
             answer = self._answer("check", {"source": self._source})
         except GradeFault as fault:
             raise SpecError(f"the source cannot be tried: {fault}", "source") from fault
-        if "modules" not in answer:
+        if not isinstance(answer.get("modules"), list):
             raise SpecError(_text(answer.get("error", "no answer")), "source")
         return [str(name) for name in answer["modules"]][:MAX_MODULES]
 
@@ -65,14 +65,14 @@ class PythonGrader(Grader):
         arguments = {"source": self._source, "sample": _sample(sample), "item": dict(item)}
         answer = self._answer("grade", arguments)
         score = answer.get("score")
-        if not isinstance(score, int | float):
+        if not isinstance(score, float):
             details = answer.get("details")
             raise GradeFault(
                 _text(answer.get("error", "the grader gave no answer")),
                 "python_grader_runtime_error",
                 _text(details) if details is not None else None,
             )
-        score = clipped(float(score), self._range)
+        score = clipped(score, self._range)
         solved = score >= self._full
         return Grade(score, solved=solved)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -253,6 +254,8 @@ def f(x):
         {"tests": [{"pytest": "import os\nos._exit(0)"}]},
         {"tests": [{"pytest": "def test_f():\n    import os\n    os._exit(0)"}, "assert f(1) == 2"]},
         {"tests": ["import os\nos.kill(os.getpid(), 9)"]},
+        {"tests": ["import os\nfor fd in range(3, 256):\n    try: os.write(fd, b'{]}\\n')\n    except OSError: pass"]},
+        {"tests": ["import signal, os\nfor fd in range(3, 256):\n    try: os.close(fd)\n    except OSError: pass"]},
     ],
 )
 def test_a_hostile_row_is_an_error_and_harms_nobody(code: Grader, row: dict[str, Any]) -> None:
@@ -282,6 +285,8 @@ def graded(source: str, items: list[dict[str, Any]]) -> list[Grade]:
         "raise type('E', (Exception,), {'__str__': lambda s: str(s)})()",
         "raise type('E', (Exception,), {'__str__': lambda s: [0 for _ in iter(int, 1)]})()",
         "while True: print('x' * 10**6)",
+        "sys = __import__('sys'); frame = sys._getframe(1); frame.f_globals['_number'] = lambda v: 10**400",
+        "frame = __import__('sys')._getframe(1); frame.f_globals['_number'] = lambda v: [1.0]",
         "return grade(sample, item)",
         "import sys; sys.setrecursionlimit(10**9); return grade(sample, item)",
         "import os, signal; os.kill(1, 9); os.kill(-1, 9); os.kill(os.getpid(), 9)",
@@ -320,3 +325,37 @@ def grade(sample, item):
     return not left and not others
 """
     assert [(each.error, each.score) for each in graded(source, [{}] * 5)] == [(None, 1.0)] * 5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "__import__('os').mkdir('{folder}')",
+        "1+__import__('os').mkdir('{folder}')",
+        "\\text{__import__('os').mkdir('{folder}')}",
+        "\\operatorname{exec}(open('{folder}','w'))",
+        "\\input{/etc/passwd}\\write18{mkdir {folder}}",
+        "().__class__.__base__.__subclasses__()",
+        "\\sqrt[9^{9^{9^{9}}}]{2}",
+        "10^{10^{8}}!",
+        "9!" * 50,
+        "\\sum_{i=1}^{10^{12}} i!",
+        "\\int_0^{10^9} x^x dx",
+        "(" * 5000 + "1" + ")" * 5000,
+        "\\frac{" * 2000 + "1" + "}{2}" * 2000,
+    ],
+    ids=lambda answer: answer[:30],
+)
+def test_hostile_mathematics_scores_zero_within_the_limits(math: Grader, answer: str, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    hostile = "\\boxed{" + answer.replace("{folder}", str(folder)) + "}"
+    result = math.grade(Sample(hostile), {"answer": "\\sqrt{2}"})
+    assert (result.score, result.error) == (0.0, None)
+    assert not folder.exists()
+    assert math.grade(Sample("\\boxed{2^{1/2}}"), {"answer": "\\sqrt{2}"}).solved
+
+
+@pytest.fixture(scope="module")
+def math() -> Iterator[Grader]:
+    with compile_grader({"type": "math", "name": "m"}) as grader:
+        yield grader
