@@ -19,7 +19,7 @@ from jobs.ids import JOB, new_id, short
 from jobs.repositories import events, files, job_rows
 from jobs.services import scheduling
 from jobs.services import secrets as stored_secrets
-from jobs.services.grader_check import located
+from jobs.services.grader_check import INVALID, located
 from jobs.services.rows import first_rows
 from jobs.services.stored_graders import Resolved, resolve
 from jobs.services.submit import Submission, repeated, submission, submit
@@ -178,7 +178,7 @@ def _grader(ctx: Context, project_id: str, body: CreateJob, method: Method) -> t
     if method.block.grader is None:
         return None, ()
     rows = {param: _rows(ctx, project_id, getattr(body, param)) for param in ("training_file", "validation_file")}
-    with located(f"method.{method.type}.grader", "invalid_grader"):
+    with located(f"method.{method.type}.grader", INVALID):
         resolved = resolve(ctx, project_id, method.block.grader)
         usable = {param: found for param, found in rows.items() if found}
         return resolved, try_grader(ctx, project_id, resolved.spec, usable)
