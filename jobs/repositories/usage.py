@@ -55,7 +55,7 @@ def days_of(span: Span) -> list[Span]:
 
 def gpu_seconds(session: Session, project_id: str, span: Span) -> float:
     """Accelerators times seconds of the attempts of a project in a span; one still running counts until now."""
-    statement = sa.select(sa.func.coalesce(sa.func.sum(_seconds(span) * Job.gpus), 0.0))
+    statement = sa.select(sa.func.coalesce(sa.func.sum(_seconds(span) * Job.gpus), 0.0)).select_from(Attempt)
     return float(session.scalars(statement.join(Job, Job.id == Attempt.job_id).where(*_in(project_id, span))).one())
 
 
@@ -67,8 +67,9 @@ def judge_tokens(session: Session, project_id: str, span: Span) -> int:
 def by_job(session: Session, project_id: str, span: Span) -> list[JobUsage]:
     """What each job used in a span, the most first."""
     total = sa.func.sum(_seconds(span) * Job.gpus)
-    statement = sa.select(Job.id, total).join(Job, Job.id == Attempt.job_id).where(*_in(project_id, span))
-    seconds = {job_id: float(value) for job_id, value in session.execute(statement.group_by(Job.id))}
+    statement = sa.select(Job.id, total).select_from(Attempt).join(Job, Job.id == Attempt.job_id)
+    rows = session.execute(statement.where(*_in(project_id, span)).group_by(Job.id))
+    seconds = {job_id: float(value) for job_id, value in rows}
     tokens = _tokens(session, project_id, span)
     found = [JobUsage(job_id, seconds.get(job_id, 0.0), tokens.get(job_id, 0)) for job_id in seconds.keys() | tokens]
     return sorted(found, key=lambda each: (-each.gpu_seconds, each.job_id))
@@ -112,5 +113,5 @@ def _in(project_id: str, span: Span) -> tuple[sa.ColumnElement[bool], ...]:
 def _tokens(session: Session, project_id: str, span: Span) -> dict[str, int]:
     where = (Job.project_id == project_id, Metric.name == JUDGE_TOKENS)
     when = (Metric.created_at >= span.start, Metric.created_at < span.end)
-    total = sa.select(Job.id, sa.func.sum(Metric.value)).join(Job, Job.id == Metric.job_id).where(*where, *when)
-    return {job_id: int(value) for job_id, value in session.execute(total.group_by(Job.id))}
+    total = sa.select(Job.id, sa.func.sum(Metric.value)).select_from(Metric).join(Job, Job.id == Metric.job_id)
+    return {job_id: int(value) for job_id, value in session.execute(total.where(*where, *when).group_by(Job.id))}
