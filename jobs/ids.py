@@ -10,6 +10,7 @@ import re
 from uuid_utils import uuid7
 
 FILE, JOB, EVENT, CHECKPOINT, WEBHOOK = "file-", "ftjob-", "ftevent-", "ftckpt_", "evt_"
+COMPLETION = "chatcmpl-"
 _TAIL = re.compile(r"[0-9a-f]{32}")
 
 
