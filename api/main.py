@@ -12,9 +12,10 @@ from fastapi import FastAPI
 
 from api import errors
 from api.auth import check_exposure
+from api.completions import Waiters
 from api.middleware import RequestMiddleware
 from api.poll import PollMiddleware, Polls
-from api.routes import checkpoints, files, health, jobs, models, progress, queue, webhooks
+from api.routes import base_models, chat, checkpoints, files, health, jobs, models, progress, queue, webhooks
 from jobs.context import Context
 from jobs.services.sweep import sweep_scratch
 from jobs.settings import Settings
@@ -49,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.add_middleware(PollMiddleware)
     app.add_middleware(RequestMiddleware)  # the last one added is the outermost
-    for part in (files, jobs, progress, checkpoints, webhooks, queue, models, health):
+    for part in (files, jobs, progress, checkpoints, webhooks, queue, models, base_models, chat, health):
         app.include_router(part.router)
     return app
 
@@ -60,6 +61,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.context = Context.open(settings)
     sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)  # no worker need share this machine
     app.state.polls = Polls(app.state.context.db)
+    app.state.waiters = Waiters(app.state.context, app.state.stopping)
     yield
+    app.state.waiters.close()
     app.state.polls.close()
     app.state.context.close()

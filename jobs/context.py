@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs.artifacts import ArtifactStore
+from jobs.bell import CompletionBell
 from jobs.db import Database
 from jobs.doorbell import Doorbell
 from jobs.services.models import Catalog
@@ -19,6 +20,7 @@ class Context:
     db: Database
     store: ArtifactStore
     doorbell: Doorbell
+    bell: CompletionBell
     catalog: Catalog
 
     @classmethod
@@ -30,6 +32,7 @@ class Context:
             db=Database(settings.database_url),
             store=ArtifactStore(settings.artifacts_url),
             doorbell=Doorbell(settings.redis_url.get_secret_value()),
+            bell=CompletionBell(settings.redis_url.get_secret_value()),
             catalog=Catalog(settings.model_root),
         )
 
@@ -37,3 +40,4 @@ class Context:
         """Close what keeps connections."""
         self.db.dispose()
         self.doorbell.close()
+        self.bell.close()

@@ -329,6 +329,8 @@ class Completion(Base):
     """queued, running, done, failed or cancelled."""
     epoch: Mapped[int] = mapped_column(default=0)
     """Counts claims; every write of a generator is guarded by it."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Times whoever answered it was lost."""
     lease_owner: Mapped[str | None]
     lease_until: Mapped[float | None]
     deadline: Mapped[float]

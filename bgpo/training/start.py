@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bgpo.models import Policy, add_lora, load_adapter, load_policy, set_activation_checkpointing
+from bgpo.models import Policy, add_lora, load_adapter, load_policy, merge_lora, set_activation_checkpointing
 from bgpo.spec import Dpo, Recipe, Reinforcement, RunSpec, Supervised
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row, load_prompts, load_rows
@@ -29,13 +29,24 @@ def start_policy(spec: RunSpec, cluster: Cluster) -> Policy:
     # A relative device name keeps specs portable; only the trainer knows what the machine has.
     device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
     lora = spec.method.lora
-    source = spec.model if lora is not None else (spec.resume_from or spec.model)
-    policy = load_policy(source, dtype=weights_dtype(spec), device=cluster.device or device)
+    where = cluster.device or device
+    if lora is None and spec.resume_from is not None:
+        policy = load_policy(spec.resume_from, dtype=weights_dtype(spec), device=where)
+    else:
+        policy = first_policy(spec, weights_dtype(spec), where)
     if lora is not None:
         add_lora(policy, lora, seed=spec.seed)
         if spec.resume_from is not None:
             load_adapter(policy, spec.resume_from)
     set_activation_checkpointing(policy, spec.method.activation_checkpointing)
+    return policy
+
+
+def first_policy(spec: RunSpec, dtype: torch.dtype, device: torch.device | str) -> Policy:
+    """The policy a run began with, without an adapter of its own. Raises ModelError."""
+    policy = load_policy(spec.model, dtype=dtype, device=device, base=spec.adapter_base)
+    if spec.adapter_base is not None:
+        merge_lora(policy)
     return policy
 
 

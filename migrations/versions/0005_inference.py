@@ -12,7 +12,7 @@ branch_labels = None
 depends_on = None
 
 JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-JOB_COLUMNS = (  # nullable, so neither database rewrites the table
+JOB_COLUMNS: tuple[sa.Column[object], ...] = (  # nullable, so neither database rewrites the table
     sa.Column("base_model", sa.Text(), nullable=True),
     sa.Column("start_checkpoint_id", sa.Text(), nullable=True),
     sa.Column("lineage", JSON, nullable=True),
@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("request", JSON, nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("failures", sa.BigInteger(), nullable=False),
         sa.Column("lease_owner", sa.Text(), nullable=True),
         sa.Column("lease_until", sa.Double(), nullable=True),
         sa.Column("deadline", sa.Double(), nullable=False),
