@@ -4,8 +4,9 @@ A thread, because fetching takes as long as the store takes, and a stop or a los
 was abandoned may still write into its attempt's folder, to no effect.
 
 A checkpoint whose files are missing or altered is marked so and never used again; the attempt goes on from the next
-older good one, and without any from the weights it started from. A store that does not answer says nothing about a checkpoint: it is
-asked again a few times, then the job is handed back.
+older good one, and without any from the weights it started from: the base model's, or those of a checkpoint of another
+job, without which it fails. A store that does not answer says nothing about a checkpoint: it is asked again a few
+times, then the job is handed back.
 """
 
 from __future__ import annotations
@@ -201,7 +202,8 @@ class Preparation(threading.Thread):
             raise Abandoned("the job is not ours any more")
         checkpoints.mark_damaged(session, checkpoint.id)
         older = checkpoints.to_resume(session, claim.job_id)
-        instead = f"the checkpoint of step {older.step}" if older else "where the job started"
+        first = "the base model" if claim.start_checkpoint_id is None else "the weights it started from"
+        instead = f"the checkpoint of step {older.step}" if older else first
         message = f"The checkpoint of step {checkpoint.step} is damaged ({error.message}); going on from {instead}"
         data = {"checkpoint": checkpoint.name, "step": checkpoint.step}
         events.append(session, claim.job_id, None, "warn", message, data=data)

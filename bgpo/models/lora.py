@@ -130,6 +130,7 @@ def fold(model: Network, spec: LoraSpec) -> None:
             base.weight.copy_((base.weight.float() + delta).to(base.weight.dtype))
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, base)
+    del model.peft_config  # peft's note that it has been here
     model.requires_grad_(True)
 
 

@@ -23,6 +23,7 @@ OPEN = (QUEUED, RUNNING)
 MAX_FAILURES = 2
 _MAX_MESSAGE = 2048
 _FORGET_ROWS_S = 31 * 86_400.0
+_LATELY_S = 60.0
 _TRIES = 5
 
 
@@ -69,7 +70,7 @@ def count_waiting(session: Session, project_id: str) -> tuple[int, int]:
 def claim(session: Session, owner: str, lease_s: float, limit: int) -> list[Claimed]:
     """Take what is next, with up to `limit` in all that can be decoded together with it; nothing when none waits.
 
-    Projects take turns; within one, who came first.
+    Projects take turns: the one that was served longest ago is next. Within one, who came first.
     """
     for _ in range(_TRIES):
         wanted = _next(session, limit)
@@ -82,14 +83,20 @@ def claim(session: Session, owner: str, lease_s: float, limit: int) -> list[Clai
 
 
 def _next(session: Session, limit: int) -> list[str]:
-    turn = sa.func.row_number().over(
-        partition_by=Completion.project_id, order_by=(Completion.created_at, Completion.id)
-    )
+    lately = sa.or_(Completion.state == RUNNING, Completion.finished_at > now() - _LATELY_S)
+    served_at = sa.func.max(Completion.started_at).label("served_at")
+    served = sa.select(Completion.project_id, served_at).where(lately).group_by(Completion.project_id).subquery()
+    order = (Completion.created_at, Completion.id)
     waiting = sa.select(
-        Completion.id, Completion.batch_key, Completion.failures, Completion.created_at, turn.label("turn")
-    )
+        Completion.id,
+        Completion.batch_key,
+        Completion.failures,
+        Completion.created_at,
+        sa.func.row_number().over(partition_by=Completion.project_id, order_by=order).label("turn"),
+        sa.func.coalesce(served.c.served_at, 0.0).label("served_at"),
+    ).outerjoin(served, served.c.project_id == Completion.project_id)
     line = waiting.where(Completion.state == QUEUED, Completion.deadline > now()).subquery()
-    rows = session.execute(sa.select(line).order_by(line.c.turn, line.c.created_at, line.c.id)).all()
+    rows = session.execute(sa.select(line).order_by(line.c.turn, line.c.served_at, line.c.created_at, line.c.id)).all()
     if not rows:
         return []
     head, *others = rows

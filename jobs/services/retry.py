@@ -63,7 +63,8 @@ def _make(ctx: Context, wanted: Submission, job_id: str, changes: dict[str, Any]
             setattr(job, column, value)
         if source.request is not None:
             job.request = source.request | {"rl": _merged(source.request.get("rl", {}), changes)}
-        goes_on = f"continues from its step {resume.step}" if resume is not None else f"starts from {source.model}"
+        first = "the base model" if source.start_checkpoint_id is None else source.model
+        goes_on = f"continues from its step {resume.step}" if resume is not None else f"starts from {first}"
         return enter_queue(session, job, f"Retries {source.id}: {goes_on}")
 
     return submit(ctx, wanted, enter)
