@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +270,6 @@ async def _ask_async(url: str) -> str:
 
 
 def test_the_async_openai_client(chat: Chat) -> None:
-    import asyncio
-
     assert asyncio.run(_ask_async(chat.url)) == content(chat.ask(seed=1))
 
 
@@ -339,7 +339,7 @@ def test_a_reader_that_leaves_cancels_its_stream(lonely: Callable[..., Chat]) ->
     thread = threading.Thread(target=generate)
     thread.start()
     with chat.http() as http, http.stream("POST", "/chat/completions", json=body(stream=True)) as answer:
-        found = [json.loads(line.removeprefix("data: ")) for line, _ in zip(_lines(answer), range(2), strict=False)]
+        found = [json.loads(line.removeprefix("data: ")) for line in islice(_lines(answer), 2)]
     thread.join()
     assert found[1]["choices"][0]["delta"] == {"content": "one"}
     wait_until(lambda: row_of(chat, claims[0].id).state == "cancelled")
@@ -412,6 +412,7 @@ def test_a_stopping_service_lets_its_callers_go(lonely: Callable[..., Chat]) -> 
     assert error(found[0]) == (503, "unavailable", None)
 
 
+@pytest.mark.slow
 def test_a_killed_generator_is_replaced_and_the_request_still_answered(lonely: Callable[..., Chat]) -> None:
     chat = lonely()
     chat.start_generator()
@@ -430,6 +431,7 @@ def test_a_killed_generator_is_replaced_and_the_request_still_answered(lonely: C
     assert not serving.is_running(), "what a generator has started ends with it"
 
 
+@pytest.mark.slow
 def test_a_request_that_kills_twice_fails(lonely: Callable[..., Chat]) -> None:
     chat = lonely()
     chat.start_generator()
@@ -451,6 +453,7 @@ def test_a_request_that_kills_twice_fails(lonely: Callable[..., Chat]) -> None:
     assert content(chat.ask(seed=1)), "the generator goes on"
 
 
+@pytest.mark.slow
 def test_a_generator_told_to_stop_gives_back_what_it_has(lonely: Callable[..., Chat]) -> None:
     chat = lonely()
     chat.start_generator()
