@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import checkpoints, jobs, local, queue
+from cli.commands import chat, checkpoints, jobs, local, queue
 
-__all__ = ["app", "checkpoints", "jobs", "local", "queue"]  # importing them adds their commands
+__all__ = ["app", "chat", "checkpoints", "jobs", "local", "queue"]  # importing them adds their commands
 
 if __name__ == "__main__":
     app()

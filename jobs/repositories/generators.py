@@ -26,9 +26,11 @@ def beat(
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changing))
 
 
-def any_live(session: Session) -> bool:
-    """Whether somebody answers completions."""
+def any_live(session: Session, host: str | None = None) -> bool:
+    """Whether somebody, on this host if it is given, answers completions."""
     recent = sa.exists().where(Generator.last_seen >= now() - LIVE_S)
+    if host is not None:
+        recent = recent.where(Generator.host == host)
     return bool(session.scalar(sa.select(recent)))
 
 

@@ -199,6 +199,8 @@ def test_generators_are_live_while_they_are_seen(db: Database) -> None:
         for models in ([], ["tiny"]):
             generators.beat(session, "g1", host="h", pid=1, device="cpu", version="1", models=models)
         assert generators.any_live(session)
+        assert generators.any_live(session, "h")
+        assert not generators.any_live(session, "another")
         session.execute(sa.text("UPDATE generators SET last_seen = last_seen - 100"))
         assert not generators.any_live(session)
         generators.forget(session, unseen_for_s=50)
