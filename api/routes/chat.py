@@ -91,8 +91,8 @@ class _Exchange:
         async with self._open():
             news = first or News()
             while True:
-                if news.blocks:
-                    yield chunks.text("".join(news.blocks))
+                for block in news.blocks:
+                    yield chunks.text(block)
                 if news.error is not None:
                     yield _error_event(news.error)
                     return

@@ -16,6 +16,7 @@ import openai
 import pytest
 import sqlalchemy as sa
 
+from jobs.ids import COMPLETION, new_id
 from jobs.repositories import completions, generators
 from jobs.repositories.completions import Claimed
 from jobs.tables import Completion
@@ -410,6 +411,48 @@ def test_a_stopping_service_lets_its_callers_go(lonely: Callable[..., Chat]) -> 
     chat.server.stop()
     thread.join(20)
     assert error(found[0]) == (503, "unavailable", None)
+
+
+def test_a_request_that_the_generator_cannot_read_is_not_its_end(lonely: Callable[..., Chat]) -> None:
+    chat = lonely()
+    chat.start_generator()
+    row = Completion(id=new_id(COMPLETION), project_id="p", model="tiny", base_model="tiny", request={"odd": 1})
+    with chat.ctx.db.transaction() as session:
+        completions.insert(session, row, 60)
+    wait_until(lambda: row_of(chat, row.id).state == "failed")
+    assert row_of(chat, row.id).error_code == "generation_failed"
+    assert chat.generator is not None
+    assert chat.generator.poll() is None
+
+
+@pytest.mark.slow
+def test_a_serving_process_that_hangs_is_replaced(lonely: Callable[..., Chat]) -> None:
+    chat = lonely()
+    chat.start_generator(generator_stall_s=25)  # loading counts
+    expected = content(chat.ask(seed=1))
+    serving = chat.serving()
+    assert serving is not None
+    serving.send_signal(signal.SIGSTOP)
+    answer = chat.ask(seed=1)
+    assert content(answer) == expected
+    assert row_of(chat, answer.json()["id"]).failures == 1
+    assert not serving.is_running()
+
+
+@pytest.mark.slow
+def test_memory_is_given_back_and_taken_again(lonely: Callable[..., Chat]) -> None:
+    chat = lonely()
+    chat.start_generator(generator_idle_s=0.5)
+    first = content(chat.ask(seed=1))
+    wait_until(lambda: chat.serving() is None)
+    assert content(chat.ask(seed=1)) == first
+
+
+@pytest.mark.slow
+def test_without_redis_requests_are_answered_all_the_same(lonely: Callable[..., Chat]) -> None:
+    chat = lonely(redis_url="redis://127.0.0.1:1/0")
+    chat.start_generator()
+    assert content(chat.ask(seed=1))
 
 
 @pytest.mark.slow

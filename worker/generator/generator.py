@@ -99,14 +99,18 @@ class Generator:
 
     def _answer(self, batch: Sequence[Claimed]) -> None:
         self._keeper.hold([claimed.id for claimed in batch])
+        asked = _Batch(batch, self._write)
         try:
             model = self._model(batch[0])
-            asked = _Batch(batch, self._write)
             self._serving.ask(_command(model, batch))
             self._attend(asked)
         except Refused as refused:
             for claimed in batch:
                 self._fail(claimed, refused.code, refused.message)
+        except Exception:  # process boundary: a request that we stumble over must not be the last one
+            _log.exception("answering failed", open=sorted(asked.open))
+            self._serving.stop()
+            self._hand_back(asked, spend=True)
         finally:
             self._keeper.hold([])
 
