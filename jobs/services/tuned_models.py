@@ -66,10 +66,10 @@ def get(ctx: Context, project_id: str, model_id: str) -> Model:
         if job is not None:
             return _of_job(job)
         found = _checkpoint(session, project_id, model_id)
-        owner = job_rows.get(session, project_id, found.job_id) if found is not None else None
-    if found is None or owner is None:
-        raise unknown(model_id)
-    return Model(found.name, int(found.created_at), project_id, owner.base, owner.id, found.id)
+        if found is None:
+            raise unknown(model_id)
+        maker = session.get_one(Job, found.job_id)
+    return Model(found.name, int(found.created_at), maker.project_id, maker.base, maker.id, found.id)
 
 
 def resolve(ctx: Context, session: Session, project_id: str, model_id: str) -> Weights:
@@ -87,17 +87,17 @@ def resolve(ctx: Context, session: Session, project_id: str, model_id: str) -> W
         found = checkpoints.get(session, project_id, job.final_checkpoint_id)
     else:
         found = _checkpoint(session, project_id, model_id)
-    owner = job_rows.get(session, project_id, found.job_id) if found is not None else None
-    if found is None or owner is None:
+    if found is None:
         raise unknown(model_id)
+    maker = session.get_one(Job, found.job_id)
     if found.damaged:
         message = f"The files of the model '{model_id}' were found missing or altered: use another checkpoint."
         raise InvalidRequest(message, "model", "checkpoint_damaged")
-    base = ctx.catalog.get(owner.base)
+    base = ctx.catalog.get(maker.base)
     if base is None:
-        message = f"The base model '{owner.base}' of the model '{model_id}' does not exist any more."
+        message = f"The base model '{maker.base}' of the model '{model_id}' does not exist any more."
         raise NotFound(message, "model", "model_not_found")
-    return Weights(base, found, owner)
+    return Weights(base, found, maker)
 
 
 def delete(ctx: Context, project_id: str, model_id: str) -> None:
@@ -143,6 +143,7 @@ def _tuned(session: Session, project_id: str, model_id: str) -> Job | None:
 
 
 def _checkpoint(session: Session, project_id: str, model_id: str) -> Checkpoint | None:
+    """A checkpoint that the project may use, by id or name."""
     if "\x00" in model_id:
         return None
     by_id = checkpoints.get(session, project_id, model_id)

@@ -10,7 +10,9 @@ from typing import Any
 import openai
 import pytest
 
+from jobs.errors import NotFound
 from jobs.repositories import checkpoints
+from jobs.services import tuned_models
 
 URL = "/v1/fine_tuning/jobs"
 LORA = {"rank": 2, "checkpoints": "adapter"}
@@ -172,3 +174,15 @@ def test_the_catalog_describes_base_models(service: Any, tmp_path: Path) -> None
     assert other["memory"]["inference_bfloat16"] == 30
     assert "bgpo" in other["algorithms"]
     assert (found[1]["architecture"], found[1]["parameters"], found[1]["context_length"]) == ("unknown", 0, None)
+
+
+def test_nobody_else_finds_or_uses_a_projects_models(service: Any, tuned: dict[str, str]) -> None:
+    for name in ("model", "checkpoint", "checkpoint_name"):
+        with pytest.raises(NotFound):
+            tuned_models.get(service.ctx, "proj_other", tuned[name])
+        with service.ctx.db.read() as session, pytest.raises(NotFound):
+            tuned_models.resolve(service.ctx, session, "proj_other", tuned[name])
+        with pytest.raises(NotFound):
+            tuned_models.delete(service.ctx, "proj_other", tuned[name])
+    with service.http() as http:
+        assert http.get(f"/v1/models/{tuned['model']}").status_code == 200
