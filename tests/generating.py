@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,10 @@ class Chat:
         """The process that has the models."""
         assert self.generator is not None
         for child in psutil.Process(self.generator.pid).children(recursive=True):
-            if "bgpo.serve" in child.cmdline() and "-I" not in child.cmdline():
-                return child
+            with suppress(psutil.NoSuchProcess):  # ended while we looked
+                command = child.cmdline()
+                if "bgpo.serve" in command and "-I" not in command:  # the wardens above it have -I
+                    return child
         return None
 
     def checkpoint(

@@ -48,7 +48,8 @@ def lonely(tmp_path: Path, sqlite_template: Path, redis_url: str, model_root: Pa
     opened = []
 
     def start(**values: Any) -> Chat:
-        manager = chatting(tmp_path / "home", copied(sqlite_template, tmp_path), redis_url, model_root, **values)
+        bell = values.pop("redis_url", redis_url)
+        manager = chatting(tmp_path / "home", copied(sqlite_template, tmp_path), bell, model_root, **values)
         opened.append(manager)
         return manager.__enter__()
 
