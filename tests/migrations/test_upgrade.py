@@ -36,6 +36,10 @@ ADDED = {
         "error_log": None,
         "pause_code": None,
         "pause_message": None,
+        "base_model": None,
+        "start_checkpoint_id": None,
+        "lineage": None,
+        "tuned_model_deleted_at": None,
     },
     "job_attempts": {
         "host": None,
