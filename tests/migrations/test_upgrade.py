@@ -221,7 +221,8 @@ def test_rows_of_the_second_schema_come_through(old: FirstRelease) -> None:
         connection.execute(sa.insert(deliveries), delivery)
     before = read(old.url)
     upgrade(old.url)
-    assert read(old.url) == before
+    for name, now in read(old.url).items():  # the old columns: new ones have tests of their own
+        assert [{key: row[key] for key in was} for row, was in zip(now, before[name], strict=True)] == before[name]
     metadata = sa.MetaData()
     with engine.connect() as connection:
         assert dict(connection.execute(sa.select(deliveries)).mappings().one()) == delivery
