@@ -162,8 +162,16 @@ class Service:
             raise CliError(f"{relative} arrived damaged: its sha256 is not that of the manifest")
         unfinished.rename(path)
 
-    def _pages(self, url: str) -> Iterator[dict[str, Any]]:
-        params: dict[str, Any] = {"limit": 100}
+    def call(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+        """The JSON object a path below /v1 answers with. Raises CliError."""
+        return self._json(method, url, **options)
+
+    def all_of(self, url: str, **params: Any) -> list[dict[str, Any]]:
+        """All objects of a list."""
+        return [*self._pages(url, **params)]
+
+    def _pages(self, url: str, **params: Any) -> Iterator[dict[str, Any]]:
+        params = params | {"limit": 100}
         while True:
             page = self._json("GET", url, params=params)
             yield from page["data"]

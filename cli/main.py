@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import checkpoints, doctor, graders, jobs, local, queue
+from cli.commands import admin, checkpoints, doctor, graders, jobs, local, queue
 
-__all__ = ["app", "checkpoints", "doctor", "graders", "jobs", "local", "queue"]  # importing them adds their commands
+__all__ = ["admin", "app", "checkpoints", "doctor", "graders", "jobs", "local", "queue"]  # importing adds commands
 
 if __name__ == "__main__":
     app()

@@ -80,6 +80,17 @@ class Settings(BaseSettings):
     )
     admin_key: SecretStr | None = Field(None, description="The key for /v1/organization; without any key, loopback.")
 
+    require_keys: bool = Field(False, description="Without BGPO_API_KEY, too, programs of this machine need a key.")
+    key_pepper: SecretStr | None = Field(
+        None, description="Base64 of 32 bytes: hashes stored API keys. None = a file under home."
+    )
+    key_cache_s: float = Field(5, ge=0, description="A revoked key may still be accepted for this long.")
+    auth_failures_per_minute: int = Field(120, ge=1, description="Refused keys of an address before it must wait.")
+    rate_read: int | None = Field(None, ge=1, description="GET requests of a project a minute; None = any number.")
+    rate_write: int | None = Field(None, ge=1, description="Other requests of a project a minute.")
+    rate_inference: int | None = Field(None, ge=1, description="Inference requests of a project a minute.")
+    rate_inference_tokens: int | None = Field(None, ge=1, description="Tokens of such requests a minute.")
+
     judges: dict[str, Judge] = Field(
         default_factory=dict,
         description="JSON: models that score_model and label_model may name, see docs/graders-api.md.",
@@ -116,7 +127,7 @@ class Settings(BaseSettings):
     def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and keys(value.get_secret_value()) else None
 
-    @field_validator("secrets_key")
+    @field_validator("secrets_key", "key_pepper")
     @classmethod
     def _check_secrets_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value().strip():  # as compose passes a variable that is not set

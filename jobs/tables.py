@@ -1,7 +1,7 @@
 """The tables. All times are unix seconds (UTC) on the database's clock; states are stored as their strings.
 
 Every table that belongs to a user carries or reaches a `project_id`. Schema changes go through `migrations/`; a test
-holds that the migrations produce exactly these tables.
+holds that the migrations produce exactly these tables. Tenants, their keys and the audit log: `jobs.tenant_tables`.
 """
 
 from __future__ import annotations
@@ -9,37 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-SCHEMA = "0003"
+from jobs.base import Base
+from jobs.tenant_tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT  # importing it declares its tables, too
+
+__all__ = ["DEFAULT_ORGANIZATION", "DEFAULT_PROJECT", "SCHEMA", "Base"]
+SCHEMA = "0004"
 """The newest migration."""
-DEFAULT_PROJECT = "proj_default"
-"""The one project until keys and projects exist."""
-DEFAULT_ORGANIZATION = "org-default"
-
-Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-
-
-class Base(DeclarativeBase):
-    """Declares names for all constraints, so that migrations can refer to them."""
-
-    metadata = sa.MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads a plain dict
-        str: sa.Text(),
-        float: sa.Double(),
-        int: sa.BigInteger(),
-        dict[str, Any]: Json,
-        list[dict[str, Any]]: Json,
-        list[str]: Json,
-    }
 
 
 class File(Base):

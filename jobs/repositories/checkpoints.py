@@ -15,6 +15,7 @@ from jobs.repositories import jobs
 from jobs.repositories.dialect import insert as dialect_insert
 from jobs.states import ACTIVE, State
 from jobs.tables import Checkpoint, Job
+from jobs.tenant_tables import CheckpointPermission
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,23 @@ def get(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | N
     if not is_id(CHECKPOINT, checkpoint_id):
         return None
     return session.scalar(_of_project(project_id).where(Checkpoint.id == checkpoint_id))
+
+
+def readable(session: Session, project_id: str, reference: str) -> Checkpoint | None:
+    """One checkpoint by its id or its model id: the project's own, or one that is shared with it."""
+    which = Checkpoint.id if is_id(CHECKPOINT, reference) else Checkpoint.name
+    shared = sa.exists().where(
+        CheckpointPermission.checkpoint_id == Checkpoint.id, CheckpointPermission.project_id == project_id
+    )
+    statement = sa.select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(which == reference)
+    return session.scalar(statement.where(sa.or_(Job.project_id == project_id, shared)))
+
+
+def find(session: Session, project_id: str | None, reference: str) -> Checkpoint | None:
+    """One checkpoint by its id or its model id: of a project, or, for administrators (None), of any."""
+    which = Checkpoint.id if is_id(CHECKPOINT, reference) else Checkpoint.name
+    statement = sa.select(Checkpoint) if project_id is None else _of_project(project_id)
+    return session.scalar(statement.where(which == reference))
 
 
 def latest_good(session: Session, job_id: str) -> Checkpoint | None:

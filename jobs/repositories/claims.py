@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobs.db import now
-from jobs.repositories import attempts, events, queue
+from jobs.repositories import attempts, events, projects, queue
 from jobs.repositories.dialect import is_postgresql, lock_project
 from jobs.repositories.transitions import move
 from jobs.resources import Slot
@@ -55,12 +55,15 @@ def claim_next(session: Session, slot: Slot, lease_s: float, *, max_running: int
     """Take the queued job that is next for this worker, if there is one: a new epoch, a lease, an attempt.
 
     Args:
-        max_running: jobs of one project that may run at once; None = any number.
+        max_running: jobs of one project that may run at once, unless its own limit is lower; None = any number.
     """
     full: list[str] = []
     while (found := queue.lock_next(session, slot, max_running=max_running, full=full)) is not None:
         job_id, project_id = found
-        if max_running is None or _may_start(session, project_id, max_running):
+        limits = [
+            limit for limit in (max_running, projects.limits(session, project_id).running_jobs) if limit is not None
+        ]
+        if not limits or _may_start(session, project_id, min(limits)):
             return _take(session, job_id, slot.worker_id, lease_s, slot.host)
         full.append(project_id)
     return None

@@ -1,4 +1,7 @@
-"""Models that jobs made, by their `ft:...` names: the result of a succeeded job, or any checkpoint."""
+"""Models that jobs made, by their `ft:...` names: the result of a succeeded job, or any checkpoint.
+
+A checkpoint that another project shares is found by its name, too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from jobs.context import Context
 from jobs.errors import NotFound
 from jobs.repositories import checkpoints, job_rows
+from jobs.tables import Job
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,8 @@ def get(ctx: Context, project_id: str, model_id: str) -> Model:
             if job is not None:
                 finished, checkpoint_id = int(job.finished_at or 0), job.final_checkpoint_id
                 return Model(model_id, finished, project_id, job.model, job.id, checkpoint_id)
-            found = checkpoints.by_name(session, project_id, model_id)
-            if found is not None:
-                job = job_rows.get(session, project_id, found.job_id)
-                base_id = job.model if job is not None else None
-                return Model(model_id, int(found.created_at), project_id, base_id, found.job_id, found.id)
+            found = checkpoints.readable(session, project_id, model_id)
+            if found is not None and found.name == model_id:
+                owner = session.get_one(Job, found.job_id)  # another project's where it is shared
+                return Model(model_id, int(found.created_at), owner.project_id, owner.model, found.job_id, found.id)
     raise NotFound(f"The model '{model_id}' does not exist.", "model", "model_not_found")
