@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
@@ -13,10 +12,23 @@ from bgpo.spec import GradingSpec
 from jobs.repositories.queue import Waiting
 from jobs.services import scheduling
 from jobs.states import State, WireStatus, wire_status
-from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, Metric, Sample
+from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, Sample
 from jobs.wire.request import PriorityName
 
-_PHASES = {
+Phase = Literal[
+    "validating",
+    "waiting_for_gpu",
+    "retrying",
+    "loading_model",
+    "rollout",
+    "grading",
+    "training",
+    "evaluating",
+    "checkpointing",
+    "pausing",
+    "cancelling",
+]
+_PHASES: dict[State, Phase] = {
     State.VALIDATING: "validating",
     State.CANCELLING: "cancelling",
     State.PAUSING: "pausing",
@@ -70,7 +82,7 @@ class JobDetails(BaseModel):
     wait_reason: str | None = Field(description="Of a queued job: what it waits for. Null where the position is.")
     pause_reason: PauseReason | None = Field(description="Of a job that the service paused, not its user.")
     failure: FailureObject | None = Field(description="Of a failed job.")
-    phase: str | None = Field(description="Of a job that is not over: what it waits for or does.")
+    phase: Phase | None = Field(description="Of a job that is not over: what it waits for or does.")
     step: int = Field(description="Last step begun.")
     total_steps: int
     attempt: int = Field(description="Times a worker has taken the job.")
@@ -113,6 +125,14 @@ class JobObject(Listed):
     rl: JobDetails
 
 
+class JobDeleted(BaseModel):
+    """Answer to a deletion."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    deleted: Literal[True] = True
+
+
 class EventObject(Listed):
     """Something that happened to a job."""
 
@@ -138,7 +158,7 @@ class MetricSeries(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[MetricsPoint]
-    has_more: bool = False
+    has_more: bool = Field(False, description="There are later steps; only with `limit`.")
 
 
 class SampleObject(Listed):
@@ -185,16 +205,6 @@ def event_object(event: Event) -> EventObject:
     """A row as the wire has it."""
     shown = {name: getattr(event, name) for name in ("id", "level", "message", "type", "data")}
     return EventObject.model_validate(shown | {"created_at": int(event.created_at)})
-
-
-def metric_points(rows: Sequence[Metric]) -> list[MetricsPoint]:
-    """Rows ordered by step and split, gathered."""
-    points: list[MetricsPoint] = []
-    for row in rows:
-        if not points or (points[-1].step, points[-1].split) != (row.step, row.split):
-            points.append(MetricsPoint.model_validate({"step": row.step, "split": row.split, "values": {}}))
-        points[-1].values[row.name] = row.value
-    return points
 
 
 def sample_object(row: Sample) -> SampleObject:
@@ -251,11 +261,11 @@ def _failure(job: Job, state: State) -> FailureObject | None:
     )
 
 
-def _phase(job: Job, state: State) -> str | None:
+def _phase(job: Job, state: State) -> Phase | None:
     if state == State.QUEUED:
         return "retrying" if job.epoch else "waiting_for_gpu"
     if state == State.RUNNING:
-        return job.phase or "loading_model"
+        return next((phase for phase in get_args(Phase) if phase == job.phase), "loading_model")
     return _PHASES.get(state)
 
 

@@ -82,6 +82,12 @@ def since(session: Session, job_id: str, after_seq: int, limit: int) -> list[Eve
     return list(session.scalars(sa.select(Event).where(*where).order_by(Event.seq).limit(limit)))
 
 
+def metrics_since(session: Session, job_id: str, after_seq: int, limit: int) -> list[Event]:
+    """Up to `limit` events about metrics, oldest first, newer than `after_seq`."""
+    where = (Event.job_id == job_id, Event.seq > after_seq, Event.type == "metrics")
+    return list(session.scalars(sa.select(Event).where(*where).order_by(Event.seq).limit(limit)))
+
+
 def seq_of(session: Session, job_id: str, event_id: str) -> int | None:
     """The seq of an event by its public id."""
     if not is_id(EVENT, event_id):

@@ -261,4 +261,7 @@ def _body(operation: dict[str, Any], tenants: Tenants) -> dict[str, Any]:
         return {"json": {"project_ids": [tenants.project("x")]}}
     if name.startswith("update_checkpoint"):
         return {"json": {"pinned": True}}
+    if name.startswith("create_grader_version"):
+        grader = {"type": "length", "name": "short", "maximum": 9}
+        return {"json": {"grader": grader}}
     return {"json": {}}

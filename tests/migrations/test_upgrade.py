@@ -35,6 +35,8 @@ ADDED = {
         "error_log": None,
         "pause_code": None,
         "pause_message": None,
+        "revision": 0,
+        "deleted_at": None,
     },
     "job_attempts": {
         "host": None,
