@@ -11,11 +11,12 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import After, Ctx, Limit, ReadsJobs, WritesJobs
 from api.errors import RESPONSES
 from api.follow import until_over
+from api.schemas.dry_runs import EstimateObject, ValidationObject, estimate_object, validation_object
 from api.schemas.jobs import JobDeleted, JobObject, job_object
 from api.schemas.lists import ListOf, list_of
 from jobs.context import Context
 from jobs.errors import InvalidRequest
-from jobs.services import changes, clone, create, jobs, queue, retry
+from jobs.services import changes, clone, create, dry_run, estimate, jobs, queue, retry
 from jobs.states import WIRE_STATUSES, State, states_of
 from jobs.tables import Job
 from jobs.wire.request import CreateJob, RetryJob, UpdateJob
@@ -32,6 +33,23 @@ IdempotencyKey = Annotated[
 def create_job(body: CreateJob, ctx: Ctx, project: WritesJobs, idempotency_key: IdempotencyKey = None) -> JobObject:
     """Create a job. All that can be wrong with it is said now; the answer shows what every `auto` became."""
     return _shown(ctx, create.create(ctx, project, body, idempotency_key))
+
+
+@router.post("/validate")
+def validate_job(
+    ctx: Ctx, project: WritesJobs, body: Annotated[dict[str, Any], Body(description="A create body, right or wrong.")]
+) -> ValidationObject:
+    """Say all that a create would refuse, and what its grader makes of the first rows. Creates nothing.
+
+    The status is 200 also when there are problems.
+    """
+    return validation_object(dry_run.check(ctx, project, body))
+
+
+@router.post("/estimate")
+def estimate_job(body: CreateJob, ctx: Ctx, project: WritesJobs) -> EstimateObject:
+    """Say what a job would take: steps, tokens, time, room, judges, and its place in the queue. Creates nothing."""
+    return estimate_object(estimate.estimate(ctx, project, body))
 
 
 @router.get("")
