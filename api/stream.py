@@ -2,16 +2,17 @@
 
 The place of each stream is the `seq` of events, which has no gaps, so nothing is lost or repeated. That holds for
 metrics, too: a step of a split has one event, with its values, and when it is replayed after a resume it gets no other.
-`api.follow` says when the database is asked and when a stream ends.
+Lines of the
+log have a rising number of their own. `api.follow` says when the database is asked and when a stream ends.
 """
 
 from __future__ import annotations
 
 from api.follow import Batch
 from api.metrics import point_json
-from api.schemas.jobs import event_json
+from api.schemas.jobs import event_json, log_line_json
 from jobs.context import Context
-from jobs.services import jobs
+from jobs.services import jobs, logs
 from jobs.tables import Event
 
 _BATCH = 200
@@ -28,6 +29,13 @@ def metrics_behind(ctx: Context, project_id: str, job_id: str, seq: int) -> Batc
     """The values of the next steps, in the order in which they were recorded."""
     state, rows = jobs.metrics_since(ctx, project_id, job_id, seq, _BATCH)
     messages = [(row.id, point) for row in rows if (point := _point(row)) is not None]
+    return Batch(state, messages, rows[-1].seq if rows else seq, len(rows) == _BATCH)
+
+
+def logs_behind(ctx: Context, project_id: str, job_id: str, seq: int) -> Batch:
+    """The next lines that trainers printed."""
+    state, rows = logs.behind(ctx, project_id, job_id, seq, _BATCH)
+    messages = [(str(row.seq), log_line_json(row)) for row in rows]
     return Batch(state, messages, rows[-1].seq if rows else seq, len(rows) == _BATCH)
 
 

@@ -203,7 +203,7 @@ class LogLine(Base):
 
     job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    """Rises by one from line to line, over all attempts."""
+    """Rises from line to line, over all attempts (`jobs.repositories.logs`)."""
     epoch: Mapped[int]
     created_at: Mapped[float]
     """When the worker read it."""

@@ -19,16 +19,20 @@ from api.schemas.attempts import AttemptObject, attempt_object
 from api.schemas.checkpoints import CheckpointObject, checkpoint_object
 from api.schemas.jobs import (
     EventObject,
+    LogLineObject,
     MetricSeries,
     SampleObject,
     event_object,
+    log_line_object,
     sample_object,
 )
 from api.schemas.lists import ListOf, list_of
-from api.stream import events_behind, metrics_behind
+from api.stream import events_behind, logs_behind, metrics_behind
 from jobs.errors import InvalidRequest
+from jobs.repositories.events import LEVELS, Level
+from jobs.repositories.logs import KEPT
 from jobs.repositories.metrics import Selection
-from jobs.services import jobs
+from jobs.services import jobs, logs
 from jobs.services.metric_series import series
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Progress"], responses=RESPONSES)
@@ -137,6 +141,58 @@ def get_metrics(
     selection = Selection(wanted, split, since_step, until_step)
     found = series(ctx, project, job_id, selection, steps=limit, most=downsample)
     return metrics_response(found, format)
+
+
+LogId = Annotated[
+    str | None, Query(pattern=r"^\d{1,18}$", description="Id of the last line seen.", examples=["4294967297"])
+]
+
+
+@router.get("/logs")
+def list_logs(
+    job_id: str,
+    ctx: Ctx,
+    project: ReadsJobs,
+    after: LogId = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Lines in a page.")] = 100,
+    tail: Annotated[
+        int | None, Query(ge=1, le=KEPT, description="The last so many lines instead; not together with after.")
+    ] = None,
+    since: Annotated[float | None, Query(allow_inf_nan=False, description="Unix seconds.")] = None,
+    level: Annotated[Level | None, Query(description="Only lines of this level and those above.")] = None,
+) -> ListOf[LogLineObject]:
+    """List what the job's trainers printed, oldest first: the last 5,000 lines, without paths and secrets."""
+    levels = None if level is None else LEVELS[LEVELS.index(level) :]
+    if tail is None:
+        start = int(after or 0)
+        page = logs.page(ctx, project, job_id, after=start, limit=limit, since=since, levels=levels)
+    elif after is None:
+        page = logs.tail(ctx, project, job_id, count=tail, since=since, levels=levels)
+    else:
+        raise InvalidRequest("tail is the end of all lines, after the place to go on from: give one.", "tail")
+    return list_of(page, log_line_object)
+
+
+def _log_start(
+    job_id: str,
+    ctx: Ctx,
+    project: ReadsJobs,
+    after: LogId = None,
+    last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,18}$", description="The same.")] = None,
+) -> int:
+    jobs.get(ctx, project, job_id)
+    return int(last_event_id or after or 0)
+
+
+@router.get("/logs/stream", response_class=EventSourceResponse)
+async def stream_logs(
+    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Annotated[int, Depends(_log_start)]
+) -> AsyncIterator[ServerSentEvent]:
+    """Follow what the job's trainers print as server-sent events; reconnecting is as for `/events/stream`."""
+    state = request.app.state
+    read = partial(logs_behind, ctx, project, job_id)
+    async for event in stream(state.polls, job_id, read, start, state.stopping, in_row=False):
+        yield event
 
 
 @router.get("/samples")

@@ -9,10 +9,11 @@ from pydantic import BaseModel, Field
 
 from api.schemas.lists import Listed
 from bgpo.spec import GradingSpec
+from jobs.repositories.events import Level
 from jobs.repositories.queue import Waiting
 from jobs.services import scheduling
 from jobs.states import State, WireStatus, wire_status
-from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, Sample
+from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, LogLine, Sample
 from jobs.wire.request import PriorityName
 
 Phase = Literal[
@@ -176,6 +177,17 @@ class SampleObject(Listed):
     error: str | None
 
 
+class LogLineObject(Listed):
+    """A line that a trainer printed."""
+
+    id: str = Field(description="Rises from line to line.")
+    object: Literal["fine_tuning.job.log_line"] = "fine_tuning.job.log_line"
+    created_at: float = Field(description="When the worker read it.")
+    level: Level = Field(description="Guessed from the words of the line.")
+    text: str
+    attempt: int
+
+
 def job_object(job: Job, waiting: Waiting | None = None) -> JobObject:
     """A row as the wire has it; `waiting` is its place in the queue, None where that is not looked up."""
     state = State(job.state)
@@ -212,6 +224,17 @@ def sample_object(row: Sample) -> SampleObject:
     names = ("step", "split", "index", "prompt", "completion", "reward", "scores", "error")
     shown = {name: getattr(row, name) for name in names}
     return SampleObject.model_validate(shown | {"id": f"{row.step}.{row.split}.{row.index}"})
+
+
+def log_line_object(row: LogLine) -> LogLineObject:
+    """A row as the wire has it."""
+    shown = {"id": str(row.seq), "created_at": row.created_at, "level": row.level, "text": row.text}
+    return LogLineObject.model_validate(shown | {"attempt": row.epoch})
+
+
+def log_line_json(row: LogLine) -> str:
+    """A line as one line of JSON, for streams."""
+    return json.dumps(log_line_object(row).model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
 
 
 def event_json(event: Event) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -14,6 +14,8 @@ from jobs.states import State
 from jobs.tables import Event, Job
 
 Level = Literal["info", "warn", "error"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""From the least to the most serious."""
 MAX_MESSAGE = 8192
 
 
