@@ -22,6 +22,7 @@ from jobs.repositories import polls as versions
 from jobs.states import TERMINAL, State
 
 _POLL_S = 0.5
+MAX_WAIT_S = 300
 OVER = TERMINAL | {State.CANCELLING}
 """Of a job being cancelled nothing more is told."""
 

@@ -18,6 +18,7 @@ from api.middleware import RequestMiddleware
 from api.poll import PollMiddleware, Polls
 from api.rates import Rates
 from api.routes import (
+    capabilities,
     checkpoints,
     files,
     graders,
@@ -32,6 +33,7 @@ from api.routes import (
     usage,
     webhooks,
 )
+from api.sandbox import SandboxCheck
 from jobs.context import Context
 from jobs.services.sweep import sweep_scratch
 from jobs.settings import Settings
@@ -63,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.stopping = threading.Event()
+    app.state.sandbox = SandboxCheck()
     errors.install(app)
     app.add_middleware(PollMiddleware)
     app.add_middleware(AuditMiddleware)
@@ -81,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         models,
         usage,
         organization,
+        capabilities,
         health,
     ):
         app.include_router(part.router)

@@ -10,13 +10,14 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import After, Ctx, Limit, ReadsJobs, WritesJobs
 from api.errors import RESPONSES
-from api.follow import until_over
+from api.follow import MAX_WAIT_S, until_over
 from api.schemas.dry_runs import EstimateObject, ValidationObject, estimate_object, validation_object
 from api.schemas.jobs import JobDeleted, JobObject, job_object
 from api.schemas.lists import ListOf, list_of
+from api.schemas.specification import SpecificationObject, specification_object
 from jobs.context import Context
 from jobs.errors import InvalidRequest
-from jobs.services import changes, clone, create, dry_run, estimate, jobs, queue, retry
+from jobs.services import changes, clone, create, dry_run, estimate, jobs, queue, retry, specification
 from jobs.states import WIRE_STATUSES, State, states_of
 from jobs.tables import Job
 from jobs.wire.request import CreateJob, RetryJob, UpdateJob
@@ -98,13 +99,19 @@ async def wait_for_job(
     request: Request,
     ctx: Ctx,
     project: ReadsJobs,
-    timeout: Annotated[float, Query(ge=0, le=300, allow_inf_nan=False, description="Seconds.")] = 60,
+    timeout: Annotated[float, Query(ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="Seconds.")] = 60,
 ) -> JobObject:
     """The job once it is over, or as it is after the timeout or when the server stops: always with status 200."""
     state = request.app.state
     await run_in_threadpool(jobs.get, ctx, project, job_id)
     await until_over(state.polls, job_id, timeout, state.stopping, request.is_disconnected)
     return await run_in_threadpool(lambda: _shown(ctx, jobs.get(ctx, project, job_id)))
+
+
+@router.get("/{job_id}/spec")
+def show_specification(job_id: str, ctx: Ctx, project: ReadsJobs) -> SpecificationObject:
+    """What the job stood on, to run it again: recipe, seed, hashes of its files, base model, versions."""
+    return specification_object(specification.of_job(ctx, project, job_id))
 
 
 @router.post("/{job_id}/cancel")
