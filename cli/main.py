@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import admin, checkpoints, doctor, graders, jobs, local, queue
+from cli.commands import admin, checkpoints, doctor, dry_runs, graders, job, jobs, local, queue
 
-__all__ = ["admin", "app", "checkpoints", "doctor", "graders", "jobs", "local", "queue"]  # importing adds commands
+# Importing them adds their commands.
+__all__ = ["admin", "app", "checkpoints", "doctor", "dry_runs", "graders", "job", "jobs", "local", "queue"]
 
 if __name__ == "__main__":
     app()
