@@ -20,6 +20,7 @@ from api.poll import PollMiddleware, Polls
 from api.rates import Rates
 from api.routes import (
     base_models,
+    capabilities,
     chat,
     checkpoints,
     files,
@@ -35,6 +36,7 @@ from api.routes import (
     usage,
     webhooks,
 )
+from api.sandbox import SandboxCheck
 from jobs.context import Context
 from jobs.services.sweep import sweep_scratch
 from jobs.settings import Settings
@@ -66,6 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.stopping = threading.Event()
+    app.state.sandbox = SandboxCheck()
     errors.install(app)
     app.add_middleware(PollMiddleware)
     app.add_middleware(AuditMiddleware)
@@ -86,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         chat,
         usage,
         organization,
+        capabilities,
         health,
     ):
         app.include_router(part.router)

@@ -1,42 +1,46 @@
-"""The events of a job as server-sent events, from the database: any replica can serve any reconnect.
+"""What a job tells as server-sent events, from the database: any replica can serve any reconnect.
 
-The database is polled; `seq` has no gaps, so nothing is lost or repeated. The stream ends with `[DONE]` when the job is
-over, and without it when the server stops (clients reconnect with Last-Event-ID). Keep-alive comments are FastAPI's.
+The place of each stream is the `seq` of events, which has no gaps, so nothing is lost or repeated. That holds for
+metrics, too: a step of a split has one event, with its values, and when it is replayed after a resume it gets no other.
+Lines of the
+log have a rising number of their own. `api.follow` says when the database is asked and when a stream ends.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator
-
-from fastapi.sse import ServerSentEvent
-from starlette.concurrency import run_in_threadpool
-
-from api.schemas.jobs import event_json
+from api.follow import Batch
+from api.metrics import point_json
+from api.schemas.jobs import event_json, log_line_json
 from jobs.context import Context
-from jobs.services import jobs
-from jobs.states import TERMINAL, State
+from jobs.services import jobs, logs
+from jobs.tables import Event
 
-_POLL_S = 0.5
 _BATCH = 200
-_OVER = TERMINAL | {State.CANCELLING}
-"""Of a job being cancelled nothing more is told."""
 
 
-async def job_events(
-    ctx: Context, project_id: str, job_id: str, after_seq: int, stopping: threading.Event
-) -> AsyncIterator[ServerSentEvent]:
-    """Events after `after_seq`, oldest first, as they happen."""
-    seq = after_seq
-    while not stopping.is_set():
-        state, rows = await run_in_threadpool(jobs.events_since, ctx, project_id, job_id, seq, _BATCH)
-        for row in rows:
-            seq = row.seq
-            yield ServerSentEvent(raw_data=event_json(row), id=row.id)
-        if len(rows) == _BATCH:
-            continue
-        if state in _OVER:
-            yield ServerSentEvent(raw_data="[DONE]")
-            return
-        await asyncio.sleep(_POLL_S)
+def events_behind(ctx: Context, project_id: str, job_id: str, seq: int) -> Batch:
+    """The next events, oldest first."""
+    state, rows = jobs.events_since(ctx, project_id, job_id, seq, _BATCH)
+    messages = [(row.id, event_json(row)) for row in rows]
+    return Batch(state, messages, rows[-1].seq if rows else seq, len(rows) == _BATCH)
+
+
+def metrics_behind(ctx: Context, project_id: str, job_id: str, seq: int) -> Batch:
+    """The values of the next steps, in the order in which they were recorded."""
+    state, rows = jobs.metrics_since(ctx, project_id, job_id, seq, _BATCH)
+    messages = [(row.id, point) for row in rows if (point := _point(row)) is not None]
+    return Batch(state, messages, rows[-1].seq if rows else seq, len(rows) == _BATCH)
+
+
+def logs_behind(ctx: Context, project_id: str, job_id: str, seq: int) -> Batch:
+    """The next lines that trainers printed."""
+    state, rows = logs.behind(ctx, project_id, job_id, seq, _BATCH)
+    messages = [(str(row.seq), log_line_json(row)) for row in rows]
+    return Batch(state, messages, rows[-1].seq if rows else seq, len(rows) == _BATCH)
+
+
+def _point(event: Event) -> str | None:
+    """None when the step had no finite value."""
+    data = event.data or {}
+    split, values = ("train", data["train"]) if "train" in data else ("validation", data.get("valid"))
+    return point_json(data["step"], split, values) if values else None

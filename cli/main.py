@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import admin, chat, checkpoints, doctor, graders, jobs, local, queue
+from cli.commands import admin, chat, checkpoints, doctor, dry_runs, graders, job, jobs, local, queue
 
 __all__ = [  # importing them adds their commands
     "admin",
@@ -11,7 +11,9 @@ __all__ = [  # importing them adds their commands
     "chat",
     "checkpoints",
     "doctor",
+    "dry_runs",
     "graders",
+    "job",
     "jobs",
     "local",
     "queue",

@@ -7,7 +7,7 @@ states from here. Terminal states have no way out; a database trigger holds that
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 
 class State(StrEnum):
@@ -62,6 +62,7 @@ TRANSITIONS: dict[tuple[State, State], frozenset[Actor]] = {
 }
 
 WireStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+WIRE_STATUSES: tuple[WireStatus, ...] = get_args(WireStatus)
 _WIRE: dict[State, WireStatus] = {
     State.VALIDATING: "validating_files",
     State.QUEUED: "queued",
@@ -88,3 +89,8 @@ def sources(target: State, actor: Actor) -> frozenset[State]:
 def wire_status(state: State) -> WireStatus:
     """The status clients see."""
     return _WIRE[state]
+
+
+def states_of(status: WireStatus) -> frozenset[State]:
+    """The states that clients see as this status."""
+    return frozenset(state for state, shown in _WIRE.items() if shown == status)

@@ -15,7 +15,7 @@ from jobs.base import Base
 from jobs.tenant_tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT  # importing it declares its tables, too
 
 __all__ = ["DEFAULT_ORGANIZATION", "DEFAULT_PROJECT", "SCHEMA", "Base"]
-SCHEMA = "0005"
+SCHEMA = "0006"
 """The newest migration."""
 
 
@@ -125,6 +125,10 @@ class Job(Base):
     pause_message: Mapped[str | None]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Counts the changes its user made to what else is fixed (`jobs.repositories.changes`)."""
+    deleted_at: Mapped[float | None]
+    """Its user deleted it: nobody sees it any more, and it stays only because usage is computed from such rows."""
 
     @property
     def base(self) -> str:
@@ -204,6 +208,21 @@ class Sample(Base):
     error: Mapped[str | None]
     epoch: Mapped[int]
     created_at: Mapped[float]
+
+
+class LogLine(Base):
+    """One line a trainer printed, without the worker's paths and secrets; the last few thousand of each job."""
+
+    __tablename__ = "job_logs"
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Rises from line to line, over all attempts (`jobs.repositories.logs`)."""
+    epoch: Mapped[int]
+    created_at: Mapped[float]
+    """When the worker read it."""
+    level: Mapped[str]
+    text: Mapped[str]
 
 
 class Checkpoint(Base):

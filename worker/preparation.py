@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from bgpo.errors import BgpoError, DataError, DiskFullError, GraderError, ModelError
 from bgpo.spec import RunSpec, parse_run_spec
+from jobs import footprint
 from jobs.artifacts import ArtifactError, Manifest, StorageError, StorageFull, is_adapter_only, model_files
 from jobs.errors import InvalidRequest
 from jobs.repositories import checkpoints, events, files
@@ -164,9 +165,9 @@ class Preparation(threading.Thread):
             raise GraderError(error.message, f"{path}.{error.param}" if error.param else path) from error
 
     def _require_room(self, model: BaseModel, inputs: Inputs) -> None:
-        size, dtype = disk.model_size(model.path)
+        size, dtype = footprint.model_size(model.path)
         resume = inputs.resume.bytes if inputs.resume else 0
-        needed = disk.needed(size, dtype, self._claim.recipe, inputs.bytes, resume)
+        needed = footprint.disk_bytes(size, dtype, self._claim.recipe, inputs.bytes, resume)
         needed += (
             sum(file.bytes for file in model_files(Manifest.from_json(inputs.start.manifest))) if inputs.start else 0
         )

@@ -22,9 +22,10 @@ from sqlalchemy.orm import Session
 from bgpo.records import LogRecord, MetricRecord, PhaseRecord, Record, SampleRecord
 from jobs.db import Database
 from jobs.ids import EVENT, new_id
-from jobs.repositories import events, jobs, metrics, samples
+from jobs.repositories import events, jobs, logs, metrics, samples
 from jobs.services.messages import metrics_event
 from worker.outages import DATABASE_OUTAGE
+from worker.printed import Printed
 
 _BATCH_S = 1.0
 _JOIN_S = 5.0  # then it hangs in the database, and the epoch guard refuses what it may still write
@@ -59,7 +60,7 @@ class Recorder(threading.Thread):
         """Why the thread ended early."""
         self._database, self._job_id, self._epoch = database, job_id, epoch
         self._grader = grader
-        self._queue: deque[tuple[str, Record | Started]] = deque()
+        self._queue: deque[tuple[str, Record | Started | Printed]] = deque()
         self._put = self._written = 0
         self._closing = threading.Event()
         self._abandoned = threading.Event()
@@ -74,7 +75,7 @@ class Recorder(threading.Thread):
         """It writes no more."""
         return self.fenced or self.failure is not None
 
-    def put(self, record: Record | Started) -> None:
+    def put(self, record: Record | Started | Printed) -> None:
         """Queue a record."""
         if not self.broken:
             self._queue.append((new_id(EVENT), record))
@@ -131,13 +132,15 @@ class Recorder(threading.Thread):
                 break
         return written
 
-    def _write(self, session: Session, event_id: str, record: Record | Started) -> bool:
+    def _write(self, session: Session, event_id: str, record: Record | Started | Printed) -> bool:
         """Write one record, to no further effect if it is there already; False when fenced."""
         job, epoch = self._job_id, self._epoch
         match record:
             case Started():
                 devices, step = list(record.devices), record.resumed_step
                 return jobs.start_attempt(session, job, epoch, pid=record.pid, devices=devices, resumed_step=step)
+            case Printed():
+                return logs.append(session, job, epoch, record.first, record.lines)
             case PhaseRecord():
                 return jobs.set_phase(session, job, epoch, record.phase, record.step)
             case MetricRecord():

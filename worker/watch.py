@@ -39,6 +39,7 @@ from worker.context import WorkerContext
 from worker.lease import Lease
 from worker.outcome import Ending
 from worker.paths import hide, hide_in
+from worker.printed import LogReader
 from worker.process import StopLadder, TrainerProcess
 from worker.recorder import Recorder
 from worker.uploader import Uploader
@@ -78,6 +79,7 @@ class Watch:
         self._context, self._trainer, self._workdir = context, trainer, workdir
         self._lease, self._recorder, self._uploader = lease, recorder, uploader
         self._deadline, self._places = deadline, places
+        self._log_reader = LogReader(trainer.log_path, places)
         self._phase, self._step = _LOADING, first_step
         self._heard_at = time.monotonic()
         self._kernel_kills = _kernel_kills()
@@ -100,6 +102,7 @@ class Watch:
         status = self._trainer.kill_tree()  # also what the trainer itself left running
         while not self._trainer.records_ended and not self.fenced:
             self._take_lines()
+        self._take_printed(to_end=True)
         self._finish_writing()
         if self._end is not None and status >= 0:
             status = self._end.status  # a launcher has statuses of its own
@@ -121,6 +124,8 @@ class Watch:
     def _turn(self) -> None:
         self._trainer.keep_alive(self._lease.age)
         self._take_lines()
+        if not self._recorder.full:
+            self._take_printed()
         command = self._wish()
         if command is None:
             self._end_what_hangs()
@@ -173,6 +178,11 @@ class Watch:
                 self._take(parse_record(line))
             except ValidationError as error:
                 _log.warning("not a record", line=line[:200], error=str(error))
+
+    def _take_printed(self, *, to_end: bool = False) -> None:
+        printed = self._log_reader.read(to_end=to_end)
+        if printed is not None:
+            self._recorder.put(printed)
 
     def _take(self, record: Record) -> None:
         match record:

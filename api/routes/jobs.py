@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Request
+from fastapi import APIRouter, Body, Header, Query, Request
+from starlette.concurrency import run_in_threadpool
 
 from api.deps import After, Ctx, Limit, ReadsJobs, WritesJobs
 from api.errors import RESPONSES
-from api.schemas.jobs import JobObject, job_object
+from api.follow import MAX_WAIT_S, until_over
+from api.schemas.dry_runs import EstimateObject, ValidationObject, estimate_object, validation_object
+from api.schemas.jobs import JobDeleted, JobObject, job_object
 from api.schemas.lists import ListOf, list_of
+from api.schemas.specification import SpecificationObject, specification_object
 from jobs.context import Context
 from jobs.errors import InvalidRequest
-from jobs.services import clone, create, jobs, queue, retry
+from jobs.services import changes, clone, create, dry_run, estimate, jobs, queue, retry, specification
+from jobs.states import WIRE_STATUSES, State, states_of
 from jobs.tables import Job
-from jobs.wire.request import CreateJob, RetryJob
+from jobs.wire.request import CreateJob, RetryJob, UpdateJob
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning jobs"], responses=RESPONSES)
 _METADATA = re.compile(r"metadata\[(.+)\]")
@@ -31,13 +36,38 @@ def create_job(body: CreateJob, ctx: Ctx, project: WritesJobs, idempotency_key: 
     return _shown(ctx, create.create(ctx, project, body, idempotency_key))
 
 
+@router.post("/validate")
+def validate_job(
+    ctx: Ctx, project: WritesJobs, body: Annotated[dict[str, Any], Body(description="A create body, right or wrong.")]
+) -> ValidationObject:
+    """Say all that a create would refuse, and what its grader makes of the first rows. Creates nothing.
+
+    The status is 200 also when there are problems.
+    """
+    return validation_object(dry_run.check(ctx, project, body))
+
+
+@router.post("/estimate")
+def estimate_job(body: CreateJob, ctx: Ctx, project: WritesJobs) -> EstimateObject:
+    """Say what a job would take: steps, tokens, time, room, judges, and its place in the queue. Creates nothing."""
+    return estimate_object(estimate.estimate(ctx, project, body))
+
+
 @router.get("")
 def list_jobs(
-    request: Request, ctx: Ctx, project: ReadsJobs, after: After = None, limit: Limit = 20
+    request: Request,
+    ctx: Ctx,
+    project: ReadsJobs,
+    after: After = None,
+    limit: Limit = 20,
+    status: Annotated[list[str] | None, Query(description="Only these; repeat, or separate by commas.")] = None,
+    model: Annotated[str | None, Query(max_length=256, description="Only jobs of this base model.")] = None,
 ) -> ListOf[JobObject]:
     """List jobs, newest first. `metadata[key]=value` filters; `metadata=null` finds those with none."""
     tags, untagged = _metadata(request)
-    page = jobs.page(ctx, project, after=after, limit=limit, tags=tags, untagged=untagged)
+    page = jobs.page(
+        ctx, project, after=after, limit=limit, tags=tags, untagged=untagged, states=_states(status), model=model
+    )
     return list_of(page, job_object)
 
 
@@ -45,6 +75,43 @@ def list_jobs(
 def retrieve_job(job_id: str, ctx: Ctx, project: ReadsJobs) -> JobObject:
     """Describe a job."""
     return _shown(ctx, jobs.get(ctx, project, job_id))
+
+
+@router.patch("/{job_id}")
+def update_job(job_id: str, body: UpdateJob, ctx: Ctx, project: WritesJobs) -> JobObject:
+    """Change a job's metadata, and until it is over its priority and which checkpoints it keeps."""
+    return _shown(ctx, changes.update(ctx, project, job_id, body))
+
+
+@router.delete("/{job_id}")
+def delete_job(job_id: str, ctx: Ctx, project: WritesJobs) -> JobDeleted:
+    """Delete a job that is over, with its checkpoints and all it has told; its usage still counts.
+
+    Refused while a checkpoint of it is pinned, or another job goes on from one. Its files stay.
+    """
+    changes.delete(ctx, project, job_id)
+    return JobDeleted(id=job_id)
+
+
+@router.get("/{job_id}/wait")
+async def wait_for_job(
+    job_id: str,
+    request: Request,
+    ctx: Ctx,
+    project: ReadsJobs,
+    timeout: Annotated[float, Query(ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="Seconds.")] = 60,
+) -> JobObject:
+    """The job once it is over, or as it is after the timeout or when the server stops: always with status 200."""
+    state = request.app.state
+    await run_in_threadpool(jobs.get, ctx, project, job_id)
+    await until_over(state.polls, job_id, timeout, state.stopping, request.is_disconnected)
+    return await run_in_threadpool(lambda: _shown(ctx, jobs.get(ctx, project, job_id)))
+
+
+@router.get("/{job_id}/spec")
+def show_specification(job_id: str, ctx: Ctx, project: ReadsJobs) -> SpecificationObject:
+    """What the job stood on, to run it again: recipe, seed, hashes of its files, base model, versions."""
+    return specification_object(specification.of_job(ctx, project, job_id))
 
 
 @router.post("/{job_id}/cancel")
@@ -94,6 +161,15 @@ def clone_job(
 
 def _shown(ctx: Context, job: Job) -> JobObject:
     return job_object(job, queue.waiting(ctx, job))
+
+
+def _states(statuses: list[str] | None) -> set[State] | None:
+    given = [name for item in statuses or [] for name in item.split(",") if name]
+    wrong = [name for name in given if name not in WIRE_STATUSES]
+    if wrong:
+        raise InvalidRequest(f"status: {wrong[0]} is none of {', '.join(WIRE_STATUSES)}.", "status")
+    found = {state for status in WIRE_STATUSES if status in given for state in states_of(status)}
+    return found if given else None
 
 
 def _metadata(request: Request) -> tuple[dict[str, str], bool]:

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.deps import After, Ctx, Limit, ReadsJobs
 from api.errors import RESPONSES
+from api.follow import stream
+from api.metrics import Format, metrics_response
 from api.schemas.attempts import AttemptObject, attempt_object
 from api.schemas.checkpoints import CheckpointObject, checkpoint_object
 from api.schemas.jobs import (
     EventObject,
+    LogLineObject,
     MetricSeries,
-    MetricsPoint,
     SampleObject,
     event_object,
-    metric_points,
+    log_line_object,
     sample_object,
 )
 from api.schemas.lists import ListOf, list_of
-from api.stream import job_events
+from api.stream import events_behind, logs_behind, metrics_behind
 from jobs.errors import InvalidRequest
-from jobs.services import jobs
+from jobs.repositories.events import LEVELS, Level
+from jobs.repositories.logs import KEPT
+from jobs.repositories.metrics import Selection
+from jobs.services import jobs, logs
+from jobs.services.metric_series import series
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Progress"], responses=RESPONSES)
 _SAMPLE_ID = re.compile(r"(\d{1,15})\.(train|validation)\.(\d{1,15})")
@@ -55,16 +59,34 @@ def _stream_start(
     return jobs.event_seq(ctx, project, job_id, last_event_id or after)
 
 
+Start = Annotated[int, Depends(_stream_start)]
+
+
 @router.get("/events/stream", response_class=EventSourceResponse)
 async def stream_events(
-    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Annotated[int, Depends(_stream_start)]
+    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Start
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow the events as server-sent events, oldest first; `[DONE]` ends the stream when the job is over.
 
     After a broken connection the stream goes on where it was with the `Last-Event-ID` header or `?after=`.
     """
-    stopping: threading.Event = request.app.state.stopping
-    async for event in job_events(ctx, project, job_id, start, stopping):
+    state = request.app.state
+    async for event in stream(state.polls, job_id, partial(events_behind, ctx, project, job_id), start, state.stopping):
+        yield event
+
+
+@router.get("/metrics/stream", response_class=EventSourceResponse)
+async def stream_metrics(
+    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Start
+) -> AsyncIterator[ServerSentEvent]:
+    """Follow the metrics as server-sent events, each a `MetricsPoint`; `[DONE]` ends the stream when the job is over.
+
+    Each step of a split comes once, however often it is replayed after a resume. The ids are those of the steps'
+    events; reconnecting is as for `/events/stream`.
+    """
+    state = request.app.state
+    read = partial(metrics_behind, ctx, project, job_id)
+    async for event in stream(state.polls, job_id, read, start, state.stopping):
         yield event
 
 
@@ -87,7 +109,9 @@ def list_checkpoints(
 @router.get(
     "/metrics",
     response_model=MetricSeries,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/csv", "application/jsonl")}},
+    },
 )
 def get_metrics(
     job_id: str,
@@ -97,17 +121,78 @@ def get_metrics(
     split: Split | None = None,
     since_step: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     until_step: Annotated[int | None, Query(ge=0, le=2**53)] = None,
-    format: Literal["json", "csv"] = "json",
-) -> MetricSeries | Response:
-    """All metric values by step, as JSON or as CSV with a column for each name."""
+    limit: Annotated[
+        int | None, Query(ge=1, le=2**53, description="Steps; the next page has since_step of the last one plus 1.")
+    ] = None,
+    downsample: Annotated[
+        int | None,
+        Query(
+            ge=4,
+            le=100_000,
+            description="At most so many values of each name and split, extremes among them. Not together with limit.",
+        ),
+    ] = None,
+    format: Format = "json",
+) -> Response:
+    """All metric values by step: as JSON, as JSON lines of `MetricsPoint`, or as CSV with a column for each name."""
+    if limit is not None and downsample is not None:
+        raise InvalidRequest("downsample is of a whole series, of which limit shows a part: give one.", "downsample")
     wanted = [name for item in names for name in item.split(",") if name] if names else None
-    rows = jobs.metric_series(
-        ctx, project, job_id, names=wanted, split=split, since_step=since_step, until_step=until_step
-    )
-    points = metric_points(rows)
-    if format == "csv":
-        return PlainTextResponse(_csv(points), media_type="text/csv")
-    return MetricSeries(data=points)
+    selection = Selection(wanted, split, since_step, until_step)
+    found = series(ctx, project, job_id, selection, steps=limit, most=downsample)
+    return metrics_response(found, format)
+
+
+LogId = Annotated[
+    str | None, Query(pattern=r"^\d{1,18}$", description="Id of the last line seen.", examples=["4294967297"])
+]
+
+
+@router.get("/logs")
+def list_logs(
+    job_id: str,
+    ctx: Ctx,
+    project: ReadsJobs,
+    after: LogId = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Lines in a page.")] = 100,
+    tail: Annotated[
+        int | None, Query(ge=1, le=KEPT, description="The last so many lines instead; not together with after.")
+    ] = None,
+    since: Annotated[float | None, Query(allow_inf_nan=False, description="Unix seconds.")] = None,
+    level: Annotated[Level | None, Query(description="Only lines of this level and those above.")] = None,
+) -> ListOf[LogLineObject]:
+    """List what the job's trainers printed, oldest first: the last 5,000 lines, without paths and secrets."""
+    levels = None if level is None else LEVELS[LEVELS.index(level) :]
+    if tail is None:
+        start = int(after or 0)
+        page = logs.page(ctx, project, job_id, after=start, limit=limit, since=since, levels=levels)
+    elif after is None:
+        page = logs.tail(ctx, project, job_id, count=tail, since=since, levels=levels)
+    else:
+        raise InvalidRequest("tail is the end of all lines, after the place to go on from: give one.", "tail")
+    return list_of(page, log_line_object)
+
+
+def _log_start(
+    job_id: str,
+    ctx: Ctx,
+    project: ReadsJobs,
+    after: LogId = None,
+    last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,18}$", description="The same.")] = None,
+) -> int:
+    jobs.get(ctx, project, job_id)
+    return int(last_event_id or after or 0)
+
+
+@router.get("/logs/stream", response_class=EventSourceResponse)
+async def stream_logs(
+    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Annotated[int, Depends(_log_start)]
+) -> AsyncIterator[ServerSentEvent]:
+    """Follow what the job's trainers print as server-sent events; reconnecting is as for `/events/stream`."""
+    state = request.app.state
+    read = partial(logs_behind, ctx, project, job_id)
+    async for event in stream(state.polls, job_id, read, start, state.stopping, in_row=False):
+        yield event
 
 
 @router.get("/samples")
@@ -132,13 +217,3 @@ def list_samples(
         ctx, project, job_id, after=start, limit=limit, step=step, split=split, min_reward=min_reward
     )
     return list_of(page, sample_object)
-
-
-def _csv(points: list[MetricsPoint]) -> str:
-    names = sorted({name for point in points for name in point.values})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", "split", *names])
-    for point in points:
-        writer.writerow([point.step, point.split, *(point.values.get(name, "") for name in names)])
-    return text.getvalue()

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
 from api.schemas.lists import Listed
 from bgpo.spec import GradingSpec
+from jobs.repositories.events import Level
 from jobs.repositories.queue import Waiting
 from jobs.services import scheduling
 from jobs.states import State, WireStatus, wire_status
-from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, Metric, Sample
+from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, LogLine, Sample
 from jobs.wire.request import PriorityName
 
-_PHASES = {
+Phase = Literal[
+    "validating",
+    "waiting_for_gpu",
+    "retrying",
+    "loading_model",
+    "rollout",
+    "grading",
+    "training",
+    "evaluating",
+    "checkpointing",
+    "pausing",
+    "cancelling",
+]
+_PHASES: dict[State, Phase] = {
     State.VALIDATING: "validating",
     State.CANCELLING: "cancelling",
     State.PAUSING: "pausing",
@@ -88,7 +101,7 @@ class JobDetails(BaseModel):
     wait_reason: str | None = Field(description="Of a queued job: what it waits for. Null where the position is.")
     pause_reason: PauseReason | None = Field(description="Of a job that the service paused, not its user.")
     failure: FailureObject | None = Field(description="Of a failed job.")
-    phase: str | None = Field(description="Of a job that is not over: what it waits for or does.")
+    phase: Phase | None = Field(description="Of a job that is not over: what it waits for or does.")
     step: int = Field(description="Last step begun.")
     total_steps: int
     attempt: int = Field(description="Times a worker has taken the job.")
@@ -131,6 +144,14 @@ class JobObject(Listed):
     rl: JobDetails
 
 
+class JobDeleted(BaseModel):
+    """Answer to a deletion."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    deleted: Literal[True] = True
+
+
 class EventObject(Listed):
     """Something that happened to a job."""
 
@@ -156,7 +177,7 @@ class MetricSeries(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[MetricsPoint]
-    has_more: bool = False
+    has_more: bool = Field(False, description="There are later steps; only with `limit`.")
 
 
 class SampleObject(Listed):
@@ -172,6 +193,17 @@ class SampleObject(Listed):
     reward: float | None
     scores: dict[str, float]
     error: str | None
+
+
+class LogLineObject(Listed):
+    """A line that a trainer printed."""
+
+    id: str = Field(description="Rises from line to line.")
+    object: Literal["fine_tuning.job.log_line"] = "fine_tuning.job.log_line"
+    created_at: float = Field(description="When the worker read it.")
+    level: Level = Field(description="Guessed from the words of the line.")
+    text: str
+    attempt: int
 
 
 def job_object(job: Job, waiting: Waiting | None = None) -> JobObject:
@@ -205,21 +237,22 @@ def event_object(event: Event) -> EventObject:
     return EventObject.model_validate(shown | {"created_at": int(event.created_at)})
 
 
-def metric_points(rows: Sequence[Metric]) -> list[MetricsPoint]:
-    """Rows ordered by step and split, gathered."""
-    points: list[MetricsPoint] = []
-    for row in rows:
-        if not points or (points[-1].step, points[-1].split) != (row.step, row.split):
-            points.append(MetricsPoint.model_validate({"step": row.step, "split": row.split, "values": {}}))
-        points[-1].values[row.name] = row.value
-    return points
-
-
 def sample_object(row: Sample) -> SampleObject:
     """A row as the wire has it."""
     names = ("step", "split", "index", "prompt", "completion", "reward", "scores", "error")
     shown = {name: getattr(row, name) for name in names}
     return SampleObject.model_validate(shown | {"id": f"{row.step}.{row.split}.{row.index}"})
+
+
+def log_line_object(row: LogLine) -> LogLineObject:
+    """A row as the wire has it."""
+    shown = {"id": str(row.seq), "created_at": row.created_at, "level": row.level, "text": row.text}
+    return LogLineObject.model_validate(shown | {"attempt": row.epoch})
+
+
+def log_line_json(row: LogLine) -> str:
+    """A line as one line of JSON, for streams."""
+    return json.dumps(log_line_object(row).model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
 
 
 def event_json(event: Event) -> str:
@@ -272,11 +305,11 @@ def _failure(job: Job, state: State) -> FailureObject | None:
     )
 
 
-def _phase(job: Job, state: State) -> str | None:
+def _phase(job: Job, state: State) -> Phase | None:
     if state == State.QUEUED:
         return "retrying" if job.epoch else "waiting_for_gpu"
     if state == State.RUNNING:
-        return job.phase or "loading_model"
+        return next((phase for phase in get_args(Phase) if phase == job.phase), "loading_model")
     return _PHASES.get(state)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -14,6 +14,8 @@ from jobs.states import State
 from jobs.tables import Event, Job
 
 Level = Literal["info", "warn", "error"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""From the least to the most serious."""
 MAX_MESSAGE = 8192
 
 
@@ -79,6 +81,12 @@ def page(session: Session, job_id: str, *, before_seq: int | None, limit: int) -
 def since(session: Session, job_id: str, after_seq: int, limit: int) -> list[Event]:
     """Up to `limit` events, oldest first, newer than `after_seq`."""
     where = (Event.job_id == job_id, Event.seq > after_seq)
+    return list(session.scalars(sa.select(Event).where(*where).order_by(Event.seq).limit(limit)))
+
+
+def metrics_since(session: Session, job_id: str, after_seq: int, limit: int) -> list[Event]:
+    """Up to `limit` events about metrics, oldest first, newer than `after_seq`."""
+    where = (Event.job_id == job_id, Event.seq > after_seq, Event.type == "metrics")
     return list(session.scalars(sa.select(Event).where(*where).order_by(Event.seq).limit(limit)))
 
 

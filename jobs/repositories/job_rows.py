@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -77,7 +77,7 @@ def get(session: Session, project_id: str, job_id: str) -> Job | None:
     """One job by id."""
     if not is_id(JOB, job_id):
         return None
-    statement = sa.select(Job).where(Job.id == job_id, Job.project_id == project_id)
+    statement = sa.select(Job).where(Job.id == job_id, Job.project_id == project_id, Job.deleted_at.is_(None))
     return session.scalar(statement.execution_options(populate_existing=True))
 
 
@@ -94,10 +94,22 @@ def page(
     limit: int,
     tags: Mapping[str, str] | None = None,
     untagged: bool = False,
+    states: Collection[State] | None = None,
+    model: str | None = None,
 ) -> list[Job]:
-    """Up to `limit` jobs, newest first; only those with all of `tags`, or with none at all."""
+    """Up to `limit` jobs, newest first; only those with all of `tags`, or with none at all.
+
+    Args:
+        states: only jobs in one of them.
+        model: only jobs of this base model.
+    """
     order = (Job.created_at.desc(), Job.id.desc())
-    statement = sa.select(Job).where(Job.project_id == project_id).order_by(*order).limit(limit)
+    statement = sa.select(Job).where(Job.project_id == project_id, Job.deleted_at.is_(None))
+    statement = statement.order_by(*order).limit(limit)
+    if states is not None:
+        statement = statement.where(Job.state.in_(states))
+    if model is not None:
+        statement = statement.where(Job.model == model)
     if after is not None:
         here = sa.tuple_(Job.created_at, Job.id)
         statement = statement.where(here < sa.tuple_(sa.literal(after.created_at, sa.Double()), after.id))
@@ -109,15 +121,21 @@ def page(
 
 
 def succeeded(session: Session, project_id: str) -> list[Job]:
-    """All jobs that made a model which is not deleted, oldest first."""
-    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, Job.tuned_model_deleted_at.is_(None))
+    """All jobs that made a model, which is not deleted, nor the job, oldest first."""
+    where = (
+        Job.project_id == project_id,
+        Job.state == State.SUCCEEDED,
+        Job.tuned_model_deleted_at.is_(None),
+        Job.deleted_at.is_(None),
+    )
     return list(session.scalars(sa.select(Job).where(*where).order_by(Job.created_at, Job.id)))
 
 
 def by_tuned_model(session: Session, project_id: str, name: str) -> Job | None:
     """The succeeded job that made this model."""
-    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, Job.tuned_model_deleted_at.is_(None))
-    return session.scalar(sa.select(Job).where(*where, Job.tuned_model == name))
+    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, Job.tuned_model == name)
+    present = (Job.tuned_model_deleted_at.is_(None), Job.deleted_at.is_(None))
+    return session.scalar(sa.select(Job).where(*where, *present))
 
 
 def delete_tuned_model(session: Session, job_id: str) -> None:
@@ -133,7 +151,7 @@ def queue(session: Session, job_id: str) -> None:
 
 def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
     """Wish it cancelled: at once when no worker has it, else the worker is told. None when there is no such job."""
-    job = _lock(session, project_id, job_id)
+    job = lock(session, project_id, job_id)
     if job is None or job.state in (State.CANCELLING, State.CANCELLED):
         return job
     _refuse_terminal(job, "cancelled")
@@ -146,7 +164,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
 
 def pause(session: Session, project_id: str, job_id: str) -> Job | None:
     """Wish it paused: at once when no worker has it, else after a checkpoint."""
-    job = _lock(session, project_id, job_id)
+    job = lock(session, project_id, job_id)
     if job is None or job.state in (State.PAUSING, State.PAUSED):
         return job
     _refuse_terminal(job, "paused")
@@ -161,7 +179,7 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
 
 def resume(session: Session, project_id: str, job_id: str) -> Job | None:
     """Queue a paused job again."""
-    job = _lock(session, project_id, job_id)
+    job = lock(session, project_id, job_id)
     if job is None or job.state in (State.VALIDATING, State.QUEUED, State.RUNNING):
         return job
     _refuse_terminal(job, "resumed")
@@ -173,10 +191,11 @@ def resume(session: Session, project_id: str, job_id: str) -> Job | None:
     return get(session, project_id, job_id)
 
 
-def _lock(session: Session, project_id: str, job_id: str) -> Job | None:
+def lock(session: Session, project_id: str, job_id: str) -> Job | None:
+    """One job by id, locked until the end of the transaction."""
     if not is_id(JOB, job_id):
         return None
-    statement = sa.select(Job).where(Job.id == job_id, Job.project_id == project_id)
+    statement = sa.select(Job).where(Job.id == job_id, Job.project_id == project_id, Job.deleted_at.is_(None))
     return session.scalar(statement.with_for_update(key_share=True))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,6 +17,48 @@ from jobs.repositories import events, jobs
 from jobs.repositories.dialect import is_postgresql
 from jobs.states import State
 from jobs.tables import Metric
+
+Key = tuple[int, str, str]
+"""Step, split and name of a value."""
+_KEY = (Metric.step, Metric.split, Metric.name)
+_VALUE = (*_KEY, Metric.value)
+
+
+class Value(NamedTuple):
+    """One value of one step."""
+
+    step: int
+    split: str
+    name: str
+    value: float
+
+    @property
+    def key(self) -> Key:
+        """Where it stands in the order of all values."""
+        return self.step, self.split, self.name
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which values of a job are wanted; None = any. Steps are inclusive."""
+
+    names: Sequence[str] | None = None
+    split: str | None = None
+    since_step: int | None = None
+    until_step: int | None = None
+
+    def of(self, job_id: str) -> list[sa.ColumnElement[bool]]:
+        """As conditions."""
+        where = [Metric.job_id == job_id]
+        if self.names is not None:
+            where.append(Metric.name.in_(self.names))
+        if self.split is not None:
+            where.append(Metric.split == self.split)
+        if self.since_step is not None:
+            where.append(Metric.step >= self.since_step)
+        if self.until_step is not None:
+            where.append(Metric.step <= self.until_step)
+        return where
 
 
 def upsert(session: Session, job_id: str, epoch: int, step: int, split: str, values: Mapping[str, float]) -> bool:
@@ -81,13 +124,50 @@ def series(
     until_step: int | None = None,
 ) -> list[Metric]:
     """Values ordered by step, split and name; steps are inclusive."""
-    statement = sa.select(Metric).where(Metric.job_id == job_id).order_by(Metric.step, Metric.split, Metric.name)
-    if names is not None:
-        statement = statement.where(Metric.name.in_(names))
-    if split is not None:
-        statement = statement.where(Metric.split == split)
-    if since_step is not None:
-        statement = statement.where(Metric.step >= since_step)
-    if until_step is not None:
-        statement = statement.where(Metric.step <= until_step)
+    wanted = Selection(names, split, since_step, until_step)
+    statement = sa.select(Metric).where(*wanted.of(job_id)).order_by(Metric.step, Metric.split, Metric.name)
     return list(session.scalars(statement))
+
+
+def page(session: Session, job_id: str, wanted: Selection, *, after: Key | None, limit: int) -> list[Value]:
+    """Up to `limit` of the wanted values, behind the one that stands at `after`."""
+    statement = sa.select(*_VALUE).where(*wanted.of(job_id)).order_by(*_KEY).limit(limit)
+    if after is not None:
+        statement = statement.where(sa.tuple_(*_KEY) > sa.tuple_(*after))
+    return [Value(*row) for row in session.execute(statement)]
+
+
+def names(session: Session, job_id: str, wanted: Selection) -> list[str]:
+    """The names that the wanted values have."""
+    statement = sa.select(Metric.name).where(*wanted.of(job_id)).distinct().order_by(Metric.name)
+    return list(session.scalars(statement))
+
+
+def steps(session: Session, job_id: str, wanted: Selection, limit: int) -> list[int]:
+    """The first `limit` steps that have wanted values."""
+    statement = sa.select(Metric.step).where(*wanted.of(job_id)).distinct().order_by(Metric.step).limit(limit)
+    return list(session.scalars(statement))
+
+
+def downsampled(session: Session, job_id: str, wanted: Selection, most: int) -> list[Value]:
+    """At most `most` (4 or more) values of each name and split, with its first, last, lowest and highest.
+
+    A longer series is cut into as many runs of equal length (give or take one) as leave room, and of each the lowest
+    and the highest value stay, of equal ones the first. The database does it: only what stays is read.
+    """
+    series = (Metric.split, Metric.name)
+    told = sa.select(
+        *_VALUE,
+        sa.func.ntile((most - 2) // 2).over(partition_by=series, order_by=Metric.step).label("run"),
+        sa.func.row_number().over(partition_by=series, order_by=Metric.step).label("place"),
+        sa.func.count().over(partition_by=series).label("total"),
+    )
+    all_ = told.where(*wanted.of(job_id)).subquery()
+    run = (all_.c.split, all_.c.name, all_.c.run)
+    low = sa.func.row_number().over(partition_by=run, order_by=(all_.c.value, all_.c.step))
+    high = sa.func.row_number().over(partition_by=run, order_by=(all_.c.value.desc(), all_.c.step))
+    ranked = sa.select(all_, low.label("low"), high.label("high")).subquery()
+    c = ranked.c
+    stays = sa.or_(c.total <= most, c.place.in_([1, c.total]), c.low == 1, c.high == 1)
+    columns = (c.step, c.split, c.name, c.value)
+    return [Value(*row) for row in session.execute(sa.select(*columns).where(stays).order_by(*columns[:3]))]

@@ -52,7 +52,7 @@ def make(ctx: Context, wanted: Submission, body: CreateJob, source: Job | None =
     where = scheduling.columns(ctx, body.rl)
     with ctx.db.read() as session:  # before the grader is tried; again in the transaction
         tuned_models.resolve(ctx, session, wanted.project_id, body.model)
-    grader, notes = _grader(ctx, wanted.project_id, body, method)
+    grader, notes = tried_grader(ctx, wanted.project_id, body, method)
 
     def enter(session: Session) -> Job:
         origin = f"Cloned from {source.id}" if source is not None else None
@@ -105,10 +105,10 @@ def _row(
 ) -> Job:
     project_id = wanted.project_id
     start = _start(ctx, session, project_id, body, method)
-    train = _dataset(session, project_id, body.training_file, "training_file", method)
+    train = dataset(session, project_id, body.training_file, "training_file", method)
     valid = None
     if body.validation_file is not None:
-        valid = _dataset(session, project_id, body.validation_file, "validation_file", method)
+        valid = dataset(session, project_id, body.validation_file, "validation_file", method)
     seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
     spec = grader.spec if grader is not None else None
     recipe, shown = build(body, seed, train["rows"], valid["rows"] if valid else None, spec)
@@ -164,8 +164,11 @@ def _start(ctx: Context, session: Session, project_id: str, body: CreateJob, met
     }
 
 
-def _dataset(session: Session, project_id: str, file_id: str, param: str, method: Method) -> dict[str, Any]:
-    """The summary of a file that suits the method; locked, so that nobody deletes it before the job exists."""
+def dataset(session: Session, project_id: str, file_id: str, param: str, method: Method | None) -> dict[str, Any]:
+    """The summary of a file that suits the method, if given; locked, so that nobody deletes it before the job exists.
+
+    Raises InvalidRequest.
+    """
     code = f"invalid_{param}"
     file = files.get(session, project_id, file_id, lock="share")
     if file is None:
@@ -176,7 +179,8 @@ def _dataset(session: Session, project_id: str, file_id: str, param: str, method
     if param == "training_file" and rows < MIN_TRAINING_ROWS:
         message = f"Training file has {rows} example(s), but must have at least {MIN_TRAINING_ROWS} examples."
         raise InvalidRequest(message, param, "invalid_n_examples")
-    _check_rows(file, param, method)
+    if method is not None:
+        _check_rows(file, param, method)
     return file.summary
 
 
@@ -199,19 +203,21 @@ def _check_rows(file: File, param: str, method: Method) -> None:
         raise InvalidRequest(message, param, f"invalid_{param}")
 
 
-def _grader(ctx: Context, project_id: str, body: CreateJob, method: Method) -> tuple[Resolved | None, Sequence[Note]]:
+def tried_grader(
+    ctx: Context, project_id: str, body: CreateJob, method: Method
+) -> tuple[Resolved | None, Sequence[Note]]:
     """The method's grader without references, and what trying it showed. Raises InvalidRequest."""
     if method.block.grader is None:
         return None, ()
-    rows = {param: _rows(ctx, project_id, getattr(body, param)) for param in ("training_file", "validation_file")}
+    rows = {param: rows_of(ctx, project_id, getattr(body, param)) for param in ("training_file", "validation_file")}
     with located(f"method.{method.type}.grader", INVALID):
         resolved = resolve(ctx, project_id, method.block.grader)
         usable = {param: found for param, found in rows.items() if found}
         return resolved, try_grader(ctx, project_id, resolved.spec, usable)
 
 
-def _rows(ctx: Context, project_id: str, file_id: str | None) -> list[dict[str, Any]]:
-    """The first; none when the file cannot be used, which `_dataset` has the words for."""
+def rows_of(ctx: Context, project_id: str, file_id: str | None) -> list[dict[str, Any]]:
+    """The first rows of a file; none when the file cannot be used, which `dataset` has the words for."""
     with ctx.db.read() as session:
         file = files.get(session, project_id, file_id) if file_id is not None else None
     return [] if file is None or file.summary is None else first_rows(ctx, file, ROWS)

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
 from jobs.context import Context
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import CHECKPOINT, is_id
-from jobs.repositories import attempts, checkpoints, events, job_rows, metrics, samples
+from jobs.repositories import attempts, checkpoints, events, job_rows, samples
 from jobs.services.paging import Page, cut
 from jobs.services.quotas import require_job
 from jobs.services.ringing import note, ring
 from jobs.states import State
-from jobs.tables import Attempt, Checkpoint, Event, Job, Metric, Sample
+from jobs.tables import Attempt, Checkpoint, Event, Job, Sample
 
 
 def get(ctx: Context, project_id: str, job_id: str) -> Job:
     """One job. Raises NotFound."""
     with ctx.db.read() as session:
-        return _find(session, project_id, job_id)
+        return find(session, project_id, job_id)
 
 
 def page(
-    ctx: Context, project_id: str, *, after: str | None, limit: int, tags: Mapping[str, str], untagged: bool
+    ctx: Context,
+    project_id: str,
+    *,
+    after: str | None,
+    limit: int,
+    tags: Mapping[str, str],
+    untagged: bool,
+    states: Collection[State] | None = None,
+    model: str | None = None,
 ) -> Page[Job]:
     """Jobs, newest first. Raises InvalidRequest for an unknown `after`."""
     with ctx.db.read() as session:
         start = job_rows.get(session, project_id, after) if after is not None else None
         _require_start(after, start)
-        found = job_rows.page(session, project_id, after=start, limit=limit + 1, tags=tags, untagged=untagged)
+        found = job_rows.page(
+            session,
+            project_id,
+            after=start,
+            limit=limit + 1,
+            tags=tags,
+            untagged=untagged,
+            states=states,
+            model=model,
+        )
     return cut(found, limit)
 
 
@@ -65,7 +82,7 @@ def resume(ctx: Context, project_id: str, job_id: str) -> Job:
 def events_page(ctx: Context, project_id: str, job_id: str, *, after: str | None, limit: int) -> Page[Event]:
     """Events, newest first."""
     with ctx.db.read() as session:
-        _find(session, project_id, job_id)
+        find(session, project_id, job_id)
         start = events.seq_of(session, job_id, after) if after is not None else None
         _require_start(after, start)
         return cut(events.page(session, job_id, before_seq=start, limit=limit + 1), limit)
@@ -74,7 +91,7 @@ def events_page(ctx: Context, project_id: str, job_id: str, *, after: str | None
 def event_seq(ctx: Context, project_id: str, job_id: str, event_id: str | None) -> int:
     """Where a stream that has seen `event_id` goes on. Raises NotFound, InvalidRequest."""
     with ctx.db.read() as session:
-        _find(session, project_id, job_id)
+        find(session, project_id, job_id)
         start = events.seq_of(session, job_id, event_id) if event_id is not None else 0
         _require_start(event_id, start)
     return start or 0
@@ -85,14 +102,23 @@ def events_since(
 ) -> tuple[State, Sequence[Event]]:
     """The job's state and then the next events, oldest first: of a state that is over no event can be missing."""
     with ctx.db.read() as session:
-        state = State(_find(session, project_id, job_id).state)
+        state = State(find(session, project_id, job_id).state)
         return state, events.since(session, job_id, after_seq, limit)
+
+
+def metrics_since(
+    ctx: Context, project_id: str, job_id: str, after_seq: int, limit: int
+) -> tuple[State, Sequence[Event]]:
+    """The same of events about metrics: each step of a split has one, however often it is replayed."""
+    with ctx.db.read() as session:
+        state = State(find(session, project_id, job_id).state)
+        return state, events.metrics_since(session, job_id, after_seq, limit)
 
 
 def checkpoints_page(ctx: Context, project_id: str, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
     """Checkpoints, newest step first."""
     with ctx.db.read() as session:
-        _find(session, project_id, job_id)
+        find(session, project_id, job_id)
         start = checkpoints.get(session, project_id, after) if after is not None else None
         _require_start(after, start if start is not None and start.job_id == job_id else None)
         return cut(checkpoints.page(session, job_id, after=start, limit=limit + 1), limit)
@@ -119,29 +145,13 @@ def pin_checkpoint(ctx: Context, project_id: str, checkpoint_id: str, pinned: bo
 def attempts_page(ctx: Context, project_id: str, job_id: str, *, after: str | None, limit: int) -> Page[Attempt]:
     """Attempts, newest first; `after` is the number of one."""
     with ctx.db.read() as session:
-        _find(session, project_id, job_id)
+        find(session, project_id, job_id)
         rows = attempts.of_job(session, job_id)[::-1]  # at most a few
     if after is not None:
         start = next((index for index, row in enumerate(rows) if str(row.epoch) == after), None)
         _require_start(after, start)
         rows = rows[(start or 0) + 1 :]
     return cut(rows, limit)
-
-
-def metric_series(
-    ctx: Context,
-    project_id: str,
-    job_id: str,
-    *,
-    names: Sequence[str] | None,
-    split: str | None,
-    since_step: int | None,
-    until_step: int | None,
-) -> Sequence[Metric]:
-    """Values by step, split and name."""
-    with ctx.db.read() as session:
-        _find(session, project_id, job_id)
-        return metrics.series(session, job_id, names=names, split=split, since_step=since_step, until_step=until_step)
 
 
 def samples_page(
@@ -157,14 +167,15 @@ def samples_page(
 ) -> Page[Sample]:
     """Logged rollouts, newest step first."""
     with ctx.db.read() as session:
-        _find(session, project_id, job_id)
+        find(session, project_id, job_id)
         found = samples.page(
             session, job_id, after=after, limit=limit + 1, step=step, split=split, min_reward=min_reward
         )
     return cut(found, limit)
 
 
-def _find(session: Session, project_id: str, job_id: str) -> Job:
+def find(session: Session, project_id: str, job_id: str) -> Job:
+    """One job. Raises NotFound."""
     job = job_rows.get(session, project_id, job_id)
     if job is None:
         raise NotFound(f"No such fine-tuning job: {job_id}", "id")

@@ -34,6 +34,12 @@ def limits_of(ctx: Context, session: Session, project_id: str) -> ProjectLimits:
     return projects.limits(session, project_id).over(ctx.settings)
 
 
+def project_limits(ctx: Context, project_id: str) -> ProjectLimits:
+    """The same with a session of its own."""
+    with ctx.db.read() as session:
+        return limits_of(ctx, session, project_id)
+
+
 def require_job(ctx: Context, session: Session, project_id: str) -> None:
     """Refuse one more waiting job, or any when a month's budget is used up. Raises InsufficientQuota."""
     limits = limits_of(ctx, session, project_id)

@@ -15,10 +15,8 @@ PRIORITY_NAMES: dict[int, PriorityName] = {value: name for name, value in PRIORI
 
 def columns(ctx: Context, wish: Scheduling) -> dict[str, Any]:
     """Values of the jobs table. Raises InvalidRequest for what this installation does not offer."""
-    limit = ctx.settings.max_gpus
-    if wish.resources.gpus > limit:
-        raise InvalidRequest(f"rl.resources.gpus: a job can have at most {limit}.", "rl.resources.gpus")
-    _check_webhook(ctx, wish.webhook_url)
+    check_gpus(ctx, wish.resources.gpus)
+    check_webhook(ctx, wish.webhook_url)
     return {"priority": PRIORITIES[wish.priority], "webhook_url": wish.webhook_url, **wish.resources.model_dump()}
 
 
@@ -28,7 +26,15 @@ def of_job(job: Job) -> dict[str, Any]:
     return {"priority": PRIORITY_NAMES[job.priority], "resources": resources, "webhook_url": job.webhook_url}
 
 
-def _check_webhook(ctx: Context, url: str | None) -> None:
+def check_gpus(ctx: Context, gpus: int) -> None:
+    """Raises InvalidRequest when no job may have so many."""
+    limit = ctx.settings.max_gpus
+    if gpus > limit:
+        raise InvalidRequest(f"rl.resources.gpus: a job can have at most {limit}.", "rl.resources.gpus")
+
+
+def check_webhook(ctx: Context, url: str | None) -> None:
+    """Raises InvalidRequest for a URL that no webhook may be sent to."""
     param = "rl.webhook_url"
     if url is None:
         return

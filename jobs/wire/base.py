@@ -26,6 +26,7 @@ _PLANNED = {
     "at_start",
     "response_format",
 }
+_INSTEAD = {"dry_run": ": send the body without it to /v1/fine_tuning/jobs/validate, or to .../estimate"}
 # What others call a parameter of ours.
 _OUR_NAMES = {
     "kl_beta": "kl_coefficient",
@@ -82,6 +83,7 @@ def explain(error: Mapping[str, Any], body: Any) -> tuple[str, str | None, str]:
         name = str(error["loc"][-1])
         code = "unsupported_parameter" if name in _PLANNED else code
         message = "is not supported yet" if name in _PLANNED else "is not a parameter"
+        message += _INSTEAD.get(name, "")
         message += f"; see {_OUR_NAMES[name]}" if name in _OUR_NAMES else ""
     elif error["type"] == "missing":
         message = "is required"

@@ -8,6 +8,7 @@ diffusion_steps, half a step a token; checkpoints, five during the job; everythi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,9 +92,8 @@ def build(
     method = method_of(body)
     hyper = method.block.hyperparameters
     given = hyper.model_dump(exclude_none=True)
-    _check_evaluation(body, hyper, method, validation_rows)
-    _check_extensions(body, hyper, method, validation_rows)
-    _check_grading(body, method)
+    for fault in _faults(body, method, validation_rows):
+        raise fault
     definition = grader.model_dump(mode="json") if grader is not None else method.grader
     spec: dict[str, Any] = {"type": method.type, "grader": definition, "optimizer": _optimizer(given, method)}
     spec |= {name: given[name] for name in _SPECS[method.type].model_fields if name in given}
@@ -122,6 +122,28 @@ def build(
     return recipe, _shown(recipe, method, train_rows, validation_rows)
 
 
+def faults(
+    body: CreateJob, train_rows: int, validation_rows: int | None, grader: AnyGraderSpec | None = None
+) -> list[InvalidRequest]:
+    """All that `build` would refuse, as far as one fault does not hide another."""
+    method = method_of(body)
+    given = method.block.hyperparameters.model_dump(exclude_none=True)
+    found = list(_faults(body, method, validation_rows))
+    parts = (
+        lambda: _optimizer(given, method),
+        lambda: _rollout(given, method),
+        lambda: _steps(given, method, train_rows, 1),
+        lambda: build(body, 0, train_rows, validation_rows, grader),
+    )
+    for part in parts:
+        try:
+            part()
+        except InvalidRequest as fault:
+            if (fault.message, fault.param) not in {(known.message, known.param) for known in found}:
+                found.append(fault)
+    return found
+
+
 def base_learning_rate(type_: MethodType) -> float:
     """What learning_rate_multiplier scales."""
     default = _SPECS[type_].model_fields["optimizer"].get_default(call_default_factory=True, validated_data={})
@@ -129,18 +151,29 @@ def base_learning_rate(type_: MethodType) -> float:
     return rate
 
 
-def _check_evaluation(body: CreateJob, hyper: Hyperparameters, method: Method, validation_rows: int | None) -> None:
+def _faults(body: CreateJob, method: Method, validation_rows: int | None) -> Iterator[InvalidRequest]:
+    hyper = method.block.hyperparameters
+    yield from _evaluation_faults(body, hyper, method, validation_rows)
+    yield from _extension_faults(body, hyper, method, validation_rows)
+    yield from _grading_faults(body, method)
+
+
+def _evaluation_faults(
+    body: CreateJob, hyper: Hyperparameters, method: Method, validation_rows: int | None
+) -> Iterator[InvalidRequest]:
     pairs = (("interval", hyper.eval_interval), ("samples", hyper.eval_samples))
     for name, value in pairs:
         extension = getattr(body.rl.eval, name)
         param = f"{method.path}.eval_{name}" if value is not None else f"rl.eval.{name}"
         if value is not None and extension is not None:
-            raise InvalidRequest(f"{param} and rl.eval.{name} say the same: give one.", param)
+            yield InvalidRequest(f"{param} and rl.eval.{name} say the same: give one.", param)
         if validation_rows is None and (value is not None or extension is not None):
-            raise InvalidRequest(f"{param} needs a validation_file.", param)
+            yield InvalidRequest(f"{param} needs a validation_file.", param)
 
 
-def _check_extensions(body: CreateJob, hyper: Hyperparameters, method: Method, validation_rows: int | None) -> None:
+def _extension_faults(
+    body: CreateJob, hyper: Hyperparameters, method: Method, validation_rows: int | None
+) -> Iterator[InvalidRequest]:
     extensions = {
         "rl.eval.answers": body.rl.eval.answers > 1,
         "rl.checkpointing.best_metric": body.rl.checkpointing.best_metric is not None,
@@ -148,25 +181,25 @@ def _check_extensions(body: CreateJob, hyper: Hyperparameters, method: Method, v
     }
     for param in (param for param, given in extensions.items() if given):
         if validation_rows is None:
-            raise InvalidRequest(f"{param} needs a validation_file.", param)
+            yield InvalidRequest(f"{param} needs a validation_file.", param)
         if param == "rl.eval.answers" and method.grader is None:
-            raise InvalidRequest(f"{param} is about sampled answers, which need method.{method.type}.grader.", param)
+            yield InvalidRequest(f"{param} is about sampled answers, which need method.{method.type}.grader.", param)
         if param == "rl.early_stopping" and (hyper.eval_interval or body.rl.eval.interval) is None:
-            raise InvalidRequest(f"{param} needs {method.path}.eval_interval.", param)
+            yield InvalidRequest(f"{param} needs {method.path}.eval_interval.", param)
 
 
-def _check_grading(body: CreateJob, method: Method) -> None:
+def _grading_faults(body: CreateJob, method: Method) -> Iterator[InvalidRequest]:
     """Refuse what would be ignored."""
     default = GradingSpec()
     if body.rl.on_grader_error != default.on_error and method.grader is None:
         param = "rl.on_grader_error"
-        raise InvalidRequest(f"{param} is about graded answers, which need method.{method.type}.grader.", param)
+        yield InvalidRequest(f"{param} is about graded answers, which need method.{method.type}.grader.", param)
     if body.rl.max_error_rate != default.max_error_rate:
         param = "rl.max_error_rate"
         if method.type != "reinforcement":
-            raise InvalidRequest(f"{param} is about rewards of training steps, which {method.type} has not.", param)
+            yield InvalidRequest(f"{param} is about rewards of training steps, which {method.type} has not.", param)
         if body.rl.on_grader_error == "fail":
-            raise InvalidRequest(f"{param} says nothing beside on_grader_error fail: one error is the end.", param)
+            yield InvalidRequest(f"{param} says nothing beside on_grader_error fail: one error is the end.", param)
 
 
 def _optimizer(given: dict[str, Any], method: Method) -> dict[str, Any]:

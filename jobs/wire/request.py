@@ -209,6 +209,29 @@ class RetryJob(StorableWire):
     rl: Scheduling = Field(default_factory=Scheduling)
 
 
+class KeepBlock(Wire):
+    """Which checkpoints the service keeps; what is left out stays as it is."""
+
+    keep_last: int | None = Field(None, ge=1)
+    keep_best: bool | None = Field(None, description="Which ones are written for it changes with the next attempt.")
+
+
+class ChangedExtensions(Wire):
+    """`rl` of a job, as far as it can be changed; only while the job is not over."""
+
+    priority: PriorityName | None = None
+    checkpointing: KeepBlock = Field(default_factory=KeepBlock)
+
+
+class UpdateJob(StorableWire):
+    """What can be changed about a job; what is left out stays as it is."""
+
+    metadata: dict[Key, Value] | None = Field(
+        None, max_length=16, description="Replaces the old metadata; null or {} removes it."
+    )
+    rl: ChangedExtensions = Field(default_factory=ChangedExtensions)
+
+
 class UpdateCheckpoint(Wire):
     """What can be changed about a checkpoint."""
 

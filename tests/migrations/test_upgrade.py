@@ -40,6 +40,8 @@ ADDED = {
         "start_checkpoint_id": None,
         "lineage": None,
         "tuned_model_deleted_at": None,
+        "revision": 0,
+        "deleted_at": None,
     },
     "job_attempts": {
         "host": None,

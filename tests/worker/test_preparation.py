@@ -201,7 +201,7 @@ def test_a_job_that_does_not_fit_the_disk_is_paused_before_it_starts(
 ) -> None:
     job_id = make_job()
     worker = with_trainer("3")  # a trainer would fail the job
-    monkeypatch.setattr("worker.preparation.disk.model_size", lambda folder: (1 << 60, "float32"))
+    monkeypatch.setattr("worker.preparation.footprint.model_size", lambda folder: (1 << 60, "float32"))
     run_next(worker)
     job = get_job(job_id)
     assert (job.state, job.pause_code, job.attempts_left) == ("paused", "disk_full", 3)

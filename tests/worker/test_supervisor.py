@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from jobs.db import Database
 from jobs.failures import JobError
-from jobs.repositories import checkpoints, jobs, metrics, samples
+from jobs.repositories import checkpoints, jobs, logs, metrics, samples
 from tests.worker.helpers import GetJob, MakeJob, SetJob, WithTrainer, attempts_of, events_of, messages
 from worker.answering import run_next
 from worker.context import WorkerContext
@@ -216,7 +216,11 @@ def test_users_are_not_shown_the_workers_folders(
     assert "looking at <work>/output" in messages(db, job_id)
     assert "cannot read <models>/tiny" in str(job.error_message)
     assert "reading <models>/tiny/config.json and <work>/data/" in str(job.error_log)
+    with db.read() as session:
+        printed = [line.text for line in logs.page(session, job_id, limit=100)]
+    assert any(line.startswith("reading <models>/tiny/config.json and <work>/data/") for line in printed)
     shown = [str(job.error_message), str(job.error_log), *(f"{e.message} {e.data}" for e in events_of(db, job_id))]
+    shown += printed
     assert str(tmp_path) not in " ".join(shown)
 
 

@@ -1,0 +1,83 @@
+"""Changing what may be changed about a job, and deleting one that is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.context import Context
+from jobs.errors import InvalidRequest, InvalidState, NotFound
+from jobs.repositories import changes, checkpoints, events, job_rows
+from jobs.services.retention import delete_files
+from jobs.states import TERMINAL, State, wire_status
+from jobs.tables import Job
+from jobs.wire.request import PRIORITIES, UpdateJob
+
+
+def update(ctx: Context, project_id: str, job_id: str, body: UpdateJob) -> Job:
+    """Change a job.
+
+    Raises:
+        NotFound: no such job.
+        InvalidState: it is over, and more than its metadata was to change.
+        InvalidRequest: it is from before checkpoints were deleted at all.
+    """
+    with ctx.db.transaction() as session:
+        job = job_rows.lock(session, project_id, job_id)
+        if job is None:
+            raise _missing(job_id)
+        values: dict[str, Any] = {}
+        told = []
+        if "metadata" in body.model_fields_set:
+            values["tags"] = body.metadata or None
+        if body.rl.priority is not None:
+            values["priority"] = PRIORITIES[body.rl.priority]
+            told.append(f"priority {body.rl.priority}")
+        keep = body.rl.checkpointing.model_dump(exclude_none=True)
+        if keep:
+            if job.request is None:
+                raise InvalidRequest(f"Job {job_id} keeps every checkpoint, as was promised.", "rl.checkpointing")
+            values["recipe"] = job.recipe | {"checkpointing": job.recipe.get("checkpointing", {}) | keep}
+            told += [f"{name} {str(value).lower()}" for name, value in keep.items()]
+        if told and job.state in (*TERMINAL, State.CANCELLING):
+            raise InvalidState(f"Job {job_id} is over: only its metadata can be changed.", "rl")
+        if values:
+            changes.change(session, job_id, **values)
+        if told:
+            events.append(session, job_id, None, "info", f"Job changed: {', '.join(told)}")
+        return job_rows.get(session, project_id, job_id) or job
+
+
+def delete(ctx: Context, project_id: str, job_id: str) -> None:
+    """Delete a job that is over with all it has told and its checkpoints; their files go after the rows.
+
+    Raises:
+        NotFound: no such job.
+        InvalidState: it is not over, or its worker has not stopped yet.
+        InvalidRequest: a checkpoint is pinned, or an unfinished job goes on from one.
+    """
+    with ctx.db.transaction() as session:
+        job = job_rows.lock(session, project_id, job_id)
+        if job is None:
+            raise _missing(job_id)
+        state = State(job.state)
+        if state == State.CANCELLING:
+            raise InvalidState(f"The worker of job {job_id} is still stopping: try again in a moment.")
+        if state not in TERMINAL:
+            raise InvalidState(f"Job {job_id} is {wire_status(state)}: cancel it before it is deleted.")
+        rows = checkpoints.lock_all(session, job_id)
+        pinned = next((row for row in rows if row.pinned), None)
+        if pinned is not None:
+            raise InvalidRequest(f"Its checkpoint {pinned.id} is pinned: unpin it first.", "id", "checkpoint_pinned")
+        ids = [row.id for row in rows]
+        in_use = checkpoints.resumed_from(session, ids, states=set(State) - TERMINAL)
+        if in_use:
+            message = f"An unfinished job goes on from its checkpoint {min(in_use)}: cancel that job first."
+            raise InvalidRequest(message, "id", "checkpoint_in_use")
+        checkpoints.remove(session, ids)
+        changes.erase(session, job_id)
+    for row in rows:
+        delete_files(ctx.store, row.key)
+
+
+def _missing(job_id: str) -> NotFound:
+    return NotFound(f"No such fine-tuning job: {job_id}", "id")
