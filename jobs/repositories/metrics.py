@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -91,3 +91,15 @@ def series(
     if until_step is not None:
         statement = statement.where(Metric.step <= until_step)
     return list(session.scalars(statement))
+
+
+def names(session: Session, job_id: str) -> list[tuple[str, str]]:
+    """Split and name of all there is."""
+    statement = sa.select(Metric.split, Metric.name).where(Metric.job_id == job_id).distinct()
+    return [(split, name) for split, name in session.execute(statement)]
+
+
+def stream(session: Session, job_id: str) -> Iterator[Metric]:
+    """All values ordered by step, split and name, some at a time."""
+    statement = sa.select(Metric).where(Metric.job_id == job_id).order_by(Metric.step, Metric.split, Metric.name)
+    yield from session.scalars(statement.execution_options(yield_per=1000))

@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import structlog
+from sqlalchemy.orm import Session
 
 from jobs.artifacts import ArtifactStore
 from jobs.db import Database
-from jobs.ids import FILE, JOB, is_id
-from jobs.repositories import checkpoints, files
+from jobs.ids import FILE, JOB, PART, is_id
+from jobs.repositories import checkpoints, files, uploads
 from jobs.settings import Settings
 from jobs.storage.base import Stored
 from jobs.storage.local import UNFINISHED
@@ -39,9 +40,10 @@ def sweep(settings: Settings, database: Database, store: ArtifactStore) -> int:
     removed = sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)
     if not store.is_empty():
         before = store.now() - settings.orphan_age_s
-        uploads, published = list(store.walk("files")), list(store.walk("checkpoints"))
-        removed += _sweep_unfinished(database, store, uploads + published, before)
-        removed += _sweep_files(database, store, uploads, before)
+        whole, parts, published = (list(store.walk(folder)) for folder in ("files", "uploads", "checkpoints"))
+        removed += _sweep_unfinished(database, store, whole + parts + published, before)
+        removed += _sweep_objects(database, store, whole, before, FILE, files.known_keys)
+        removed += _sweep_objects(database, store, parts, before, PART, uploads.known_keys)
         removed += _sweep_checkpoints(database, store, published, before)
     if removed:
         _log.info("orphans removed", count=removed)
@@ -71,24 +73,27 @@ def _sweep_unfinished(database: Database, store: ArtifactStore, listed: Iterable
     return len(gone)
 
 
-def _sweep_files(database: Database, store: ArtifactStore, listed: Iterable[Stored], before: float) -> int:
-    """Uploads whose row was never written, or is deleted."""
-    old = (
-        found.key
-        for found in listed
-        if found.modified < before and is_id(FILE, PurePosixPath(found.key).name) and found.key.count("/") == 1
-    )
+def _sweep_objects(
+    database: Database,
+    store: ArtifactStore,
+    listed: Iterable[Stored],
+    before: float,
+    prefix: str,
+    rows: Callable[[Session, list[str]], set[str]],
+) -> int:
+    """Objects named by an id with `prefix` whose row was never written, or is deleted."""
+
+    def known(keys: list[str]) -> set[str]:
+        with database.read() as session:
+            return rows(session, keys)
+
+    old = (found.key for found in listed if found.modified < before and is_id(prefix, PurePosixPath(found.key).name))
     removed = 0
-    for key in _orphans(old, lambda keys: _known_files(database, keys)):
-        if not _known_files(database, [key]):
+    for key in _orphans(old, known):
+        if not known([key]):
             store.delete(key)
             removed += 1
     return removed
-
-
-def _known_files(database: Database, keys: list[str]) -> set[str]:
-    with database.read() as session:
-        return files.known_keys(session, keys)
 
 
 def _sweep_checkpoints(database: Database, store: ArtifactStore, listed: Iterable[Stored], before: float) -> int:
