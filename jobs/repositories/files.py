@@ -143,7 +143,7 @@ def take_expired(session: Session, limit: int = 100) -> list[str]:
     over = (File.expires_at.is_not(None), File.expires_at <= now(), ~_in_use())
     statement = sa.select(File).where(*over).order_by(File.expires_at).limit(limit).with_for_update(skip_locked=True)
     keys = []
-    for file in session.scalars(statement):
+    for file in list(session.scalars(statement)):
         # A job may have been made between the look and the lock: a new statement sees it.
         if active_user(session, file.project_id, file.id) is None and delete(session, file.project_id, file.id):
             keys.append(file.key)

@@ -49,7 +49,10 @@ def write(settings: Settings, database: Database, store: ArtifactStore, file: Fi
         size, sha256 = path.stat().st_size, sha256_of(path)
         store.put_file(path, file.key)
     with database.transaction() as session:
-        return files.set_written(session, file.id, size, sha256)
+        written = files.set_written(session, file.id, size, sha256)
+    if written is None:
+        store.delete(file.key)
+    return written
 
 
 def _write_metrics(session: Session, file: File, target: IO[str]) -> None:

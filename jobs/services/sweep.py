@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import structlog
-from sqlalchemy.orm import Session
 
 from jobs.artifacts import ArtifactStore
 from jobs.db import Database
@@ -42,8 +41,8 @@ def sweep(settings: Settings, database: Database, store: ArtifactStore) -> int:
         before = store.now() - settings.orphan_age_s
         whole, parts, published = (list(store.walk(folder)) for folder in ("files", "uploads", "checkpoints"))
         removed += _sweep_unfinished(database, store, whole + parts + published, before)
-        removed += _sweep_objects(database, store, whole, before, FILE, files.known_keys)
-        removed += _sweep_objects(database, store, parts, before, PART, uploads.known_keys)
+        removed += _sweep_objects(store, _named(whole, before, 2, FILE), lambda keys: _known_files(database, keys))
+        removed += _sweep_objects(store, _named(parts, before, 3, PART), lambda keys: _known_parts(database, keys))
         removed += _sweep_checkpoints(database, store, published, before)
     if removed:
         _log.info("orphans removed", count=removed)
@@ -73,27 +72,32 @@ def _sweep_unfinished(database: Database, store: ArtifactStore, listed: Iterable
     return len(gone)
 
 
-def _sweep_objects(
-    database: Database,
-    store: ArtifactStore,
-    listed: Iterable[Stored],
-    before: float,
-    prefix: str,
-    rows: Callable[[Session, list[str]], set[str]],
-) -> int:
-    """Objects named by an id with `prefix` whose row was never written, or is deleted."""
+def _named(listed: Iterable[Stored], before: float, depth: int, prefix: str) -> Iterator[str]:
+    """Old objects whose key has so many parts, the last of them an id with `prefix`."""
+    for found in listed:
+        parts = PurePosixPath(found.key).parts
+        if found.modified < before and len(parts) == depth and is_id(prefix, parts[-1]):
+            yield found.key
 
-    def known(keys: list[str]) -> set[str]:
-        with database.read() as session:
-            return rows(session, keys)
 
-    old = (found.key for found in listed if found.modified < before and is_id(prefix, PurePosixPath(found.key).name))
+def _sweep_objects(store: ArtifactStore, keys: Iterator[str], known: Callable[[list[str]], set[str]]) -> int:
+    """Files and parts of uploads whose row was never written, or is deleted."""
     removed = 0
-    for key in _orphans(old, known):
+    for key in _orphans(keys, known):
         if not known([key]):
             store.delete(key)
             removed += 1
     return removed
+
+
+def _known_files(database: Database, keys: list[str]) -> set[str]:
+    with database.read() as session:
+        return files.known_keys(session, keys)
+
+
+def _known_parts(database: Database, keys: list[str]) -> set[str]:
+    with database.read() as session:
+        return uploads.known_keys(session, keys)
 
 
 def _sweep_checkpoints(database: Database, store: ArtifactStore, listed: Iterable[Stored], before: float) -> int:
