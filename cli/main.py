@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import admin, checkpoints, doctor, graders, jobs, local, queue
+from cli.commands import admin, checkpoints, doctor, files, graders, jobs, local, queue
 
 __all__ = [  # importing them adds their commands
     "admin",
     "app",
     "checkpoints",
     "doctor",
+    "files",
     "graders",
     "jobs",
     "local",
