@@ -33,6 +33,7 @@ from api.routes import (
     progress,
     queue,
     secrets,
+    uploads,
     usage,
     webhooks,
 )
@@ -76,6 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestMiddleware)  # the last one added is the outermost
     for part in (
         files,
+        uploads,
         jobs,
         progress,
         permissions,

@@ -5,6 +5,7 @@ Plain ASGI, so that streams pass through untouched.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 
@@ -26,7 +27,7 @@ _FIXED_HEADERS = (
     (b"openai-version", API_VERSION.encode()),
     (b"x-content-type-options", b"nosniff"),
 )
-_UPLOADS = ("/v1/files",)
+_UPLOADS = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
 _log = structlog.get_logger(__name__)
 
 
@@ -57,7 +58,7 @@ class _Exchange:
     async def run(self) -> None:
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
         try:
-            limited = self._scope["path"] not in _UPLOADS  # uploads have a limit and a message of their own
+            limited = _UPLOADS.fullmatch(self._scope["path"]) is None  # those have a limit and a message of their own
             if limited and _content_length(self._scope) > MAX_BODY_BYTES:
                 await self._too_large()
                 return

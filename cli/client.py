@@ -38,16 +38,6 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def upload(self, path: Path) -> str:
-        """Upload a dataset; its file id."""
-        try:
-            with path.open("rb") as file:
-                parts = {"file": (path.name, file, "application/octet-stream")}
-                uploaded = self._json("POST", "files", data={"purpose": "fine-tune"}, files=parts, timeout=600)
-        except OSError as error:
-            raise CliError(f"cannot read {path}: {error.strerror}") from error
-        return str(uploaded["id"])
-
     def create_job(self, body: dict[str, Any]) -> dict[str, Any]:
         """Create a fine-tuning job."""
         return self._json("POST", "fine_tuning/jobs", json=body)
@@ -164,20 +154,35 @@ class Service:
             raise CliError(f"the service names a file outside the checkpoint: {relative}")
         path = folder / relative
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._fetch(url, path, str(relative), file["sha256"])
+
+    def download_file(self, file_id: str, target: Path) -> int:
+        """Download a file to a new path, verified; the number of bytes. Raises CliError."""
+        if target.exists():
+            raise CliError(f"{target} exists")
+        self._fetch(f"files/{file_id}/content", target, file_id)
+        return target.stat().st_size
+
+    def _fetch(self, url: str, path: Path, name: str, sha256: str | None = None) -> None:
+        """Download to `path`; without `sha256` the answer says what it has to be."""
         digest = hashlib.sha256()
         unfinished = path.with_name(path.name + ".part")
         try:
-            with self._http.stream("GET", url) as response, unfinished.open("wb") as out:
+            with self._http.stream("GET", url) as response:
                 if response.status_code != 200:
                     response.read()
                     raise _failure(response)
-                for piece in response.iter_bytes():
-                    digest.update(piece)
-                    out.write(piece)
+                with unfinished.open("wb") as out:
+                    for piece in response.iter_bytes():
+                        digest.update(piece)
+                        out.write(piece)
+                expected = sha256 or response.headers["x-checksum-sha256"]
         except httpx2.TransportError as error:
-            raise CliError(f"the download of {relative} broke off: {error}") from error
-        if digest.hexdigest() != file["sha256"]:
-            raise CliError(f"{relative} arrived damaged: its sha256 is not that of the manifest")
+            raise CliError(f"the download of {name} broke off: {error}") from error
+        except OSError as error:
+            raise CliError(f"cannot write {path}: {error.strerror}") from error
+        if digest.hexdigest() != expected:
+            raise CliError(f"{name} arrived damaged: its sha256 is not {expected}")
         unfinished.rename(path)
 
     def call(self, method: str, url: str, **options: Any) -> dict[str, Any]:

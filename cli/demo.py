@@ -27,6 +27,7 @@ from cli.intervals import difference
 from cli.part import guarded
 from cli.progress import duration
 from cli.stack import Stack
+from cli.upload import upload
 from cli.watch import describe_failure, watch
 
 _TRAIN_SEED, _HELD_OUT_SEED = 0, 1
@@ -113,7 +114,7 @@ def _train(
 ) -> tuple[dict[str, Any], list[tuple[int, Metrics]]]:
     """Submit the example and watch it; the job and its evaluations."""
     body = json.loads(example.read_bytes())
-    body |= {"training_file": service.upload(train), "validation_file": service.upload(held_out)}
+    body |= {"training_file": upload(service, train)["id"], "validation_file": upload(service, held_out)["id"]}
     job_id = service.create_job(body)["id"]
     console.print(f"job {job_id}: {body['model']} on {example}", highlight=False, soft_wrap=True)
     job, progress = watch(service, job_id, console, check)

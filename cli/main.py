@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import admin, chat, checkpoints, doctor, dry_runs, graders, job, jobs, local, queue
+from cli.commands import admin, chat, checkpoints, doctor, dry_runs, files, graders, job, jobs, local, queue
 
 __all__ = [  # importing them adds their commands
     "admin",
@@ -12,6 +12,7 @@ __all__ = [  # importing them adds their commands
     "checkpoints",
     "doctor",
     "dry_runs",
+    "files",
     "graders",
     "job",
     "jobs",

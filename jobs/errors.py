@@ -86,6 +86,16 @@ class Conflict(ServiceError):
         return {"x-should-retry": "false"}
 
 
+class InProgress(Conflict):
+    """The same request is being worked on; its client should ask again."""
+
+    code = "request_in_progress"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "true", "retry-after": "5"}
+
+
 class InsufficientQuota(ServiceError):
     """A limit of the project is reached; only its user can change that, so clients must not retry."""
 

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     api_key: SecretStr | None = Field(None, description="The bearer key; None = any key, loopback only.")
     max_file_bytes: int = Field(512 * 1024 * 1024, ge=1)
+    max_part_bytes: int = Field(64 * 1024 * 1024, ge=1, description="Of one part of an upload.")
+    max_upload_bytes: int = Field(8 * 1024**3, ge=1, description="Of all parts of an upload together.")
+    upload_ttl_s: float = Field(3600, gt=0, description="An upload takes parts for this long.")
     max_line_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Longest JSONL line.")
 
     lease_s: float = Field(60, gt=0, description="A worker that did not renew for this long may have lost its job.")

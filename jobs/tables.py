@@ -1,7 +1,8 @@
 """The tables. All times are unix seconds (UTC) on the database's clock; states are stored as their strings.
 
 Every table that belongs to a user carries or reaches a `project_id`. Schema changes go through `migrations/`; a test
-holds that the migrations produce exactly these tables. Tenants, their keys and the audit log: `jobs.tenant_tables`.
+holds that the migrations produce exactly these tables. Tenants, their keys and the audit log: `jobs.tenant_tables`;
+uploads in parts, and requests that make something once: `jobs.request_tables`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.base import Base
+from jobs.request_tables import Part, RequestRow, Upload  # importing it declares its tables
 from jobs.tenant_tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT  # importing it declares its tables, too
 
-__all__ = ["DEFAULT_ORGANIZATION", "DEFAULT_PROJECT", "SCHEMA", "Base"]
-SCHEMA = "0006"
+__all__ = ["DEFAULT_ORGANIZATION", "DEFAULT_PROJECT", "SCHEMA", "Base", "Part", "RequestRow", "Upload"]
+SCHEMA = "0007"
 """The newest migration."""
 
 
 class File(Base):
-    """An uploaded file; its bytes are in the artifact store under `key`."""
+    """A file, uploaded or a result of a job; its bytes are in the artifact store under `key`."""
 
     __tablename__ = "files"
-    __table_args__ = (sa.Index(None, "project_id", "created_at", "id"),)
+    __table_args__ = (
+        sa.Index(None, "project_id", "created_at", "id"),
+        sa.Index(None, "expires_at"),
+        sa.Index(None, "job_id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str]
@@ -33,9 +39,16 @@ class File(Base):
     purpose: Mapped[str]
     bytes: Mapped[int]
     sha256: Mapped[str]
+    """Empty until the bytes are there, which is so of a result file at first."""
     key: Mapped[str]
     summary: Mapped[dict[str, Any] | None]
     """What the upload check of a fine-tune file saw, see `jobs.services.dataset`."""
+    expires_at: Mapped[float | None]
+    """From then on it is not there, unless an unfinished job uses it."""
+    problem: Mapped[str | None]
+    """Why a fine-tune file that came in parts cannot be used."""
+    job_id: Mapped[str | None]
+    """The job whose result it is."""
 
 
 class Job(Base):
@@ -80,6 +93,8 @@ class Job(Base):
     """Name of the resulting model; shown only when the job has succeeded."""
     tuned_model_deleted_at: Mapped[float | None]
     """Since when that name is no model any more."""
+    result_files: Mapped[list[str] | None]
+    """Ids, set when the job succeeds. A user may have deleted the files."""
     total_steps: Mapped[int]
     request: Mapped[dict[str, Any] | None]
     """The create body as sent, for `clone`; None in jobs of schema 0001."""

@@ -2,7 +2,7 @@
 
 Rings for jobs that wait, takes jobs from workers that are gone, ends those whose time is over, forgets old workers,
 removes the folders of attempts that are over; beside that, each in a thread of its own because a slow receiver or store
-must not delay a reaping, delivers webhooks and sweeps up orphans. It runs in every worker and as
+must not delay a reaping, delivers webhooks, tends files and sweeps up orphans. It runs in every worker and as
 `python -m worker.reconciler`; any number of them may run. A duty that fails does not keep the others from their turn.
 """
 
@@ -20,6 +20,7 @@ from jobs.log import configure_logging
 from jobs.repositories import attempts, jobs, workers
 from jobs.services import quotas
 from jobs.services.sweep import sweep
+from jobs.services.upkeep import tend
 from jobs.services.webhooks import deliver_due
 from jobs.settings import Settings
 from worker import workdir
@@ -120,6 +121,10 @@ def _deliver(context: WorkerContext) -> None:
     deliver_due(context.settings, context.database)
 
 
+def _tend(context: WorkerContext) -> None:
+    tend(context.settings, context.database, context.store)
+
+
 def _sweep(context: WorkerContext) -> None:
     sweep(context.settings, context.database, context.store)
 
@@ -131,7 +136,11 @@ class Reconciler:
         settings = context.settings
         duties = (beat, *ROUND) if is_worker else ROUND
         plan = (("reconciler", settings.reconcile_s, duties),)
-        beside = (("webhooks", settings.reconcile_s, (_deliver,)), ("sweep", settings.sweep_s, (_sweep,)))
+        beside = (
+            ("webhooks", settings.reconcile_s, (_deliver,)),
+            ("files", settings.reconcile_s, (_tend,)),
+            ("sweep", settings.sweep_s, (_sweep,)),
+        )
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._rounds, args=(context, every_s, duties), name=name, daemon=True)

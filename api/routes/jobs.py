@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import After, Ctx, Limit, ReadsJobs, WritesJobs
 from api.errors import RESPONSES
 from api.follow import MAX_WAIT_S, until_over
+from api.once import Once, Repeats
 from api.schemas.dry_runs import EstimateObject, ValidationObject, estimate_object, validation_object
 from api.schemas.jobs import JobDeleted, JobObject, job_object
 from api.schemas.lists import ListOf, list_of
@@ -18,6 +20,7 @@ from api.schemas.specification import SpecificationObject, specification_object
 from jobs.context import Context
 from jobs.errors import InvalidRequest
 from jobs.services import changes, clone, create, dry_run, estimate, jobs, queue, retry, specification
+from jobs.services.once import Ticket
 from jobs.states import WIRE_STATUSES, State, states_of
 from jobs.tables import Job
 from jobs.wire.request import CreateJob, RetryJob, UpdateJob
@@ -25,15 +28,11 @@ from jobs.wire.request import CreateJob, RetryJob, UpdateJob
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning jobs"], responses=RESPONSES)
 _METADATA = re.compile(r"metadata\[(.+)\]")
 
-IdempotencyKey = Annotated[
-    str | None, Header(description="Repeating a request with the same key gives the job the first one made.")
-]
-
 
 @router.post("")
-def create_job(body: CreateJob, ctx: Ctx, project: WritesJobs, idempotency_key: IdempotencyKey = None) -> JobObject:
+async def create_job(body: CreateJob, ctx: Ctx, project: WritesJobs, repeats: Once) -> JobObject:
     """Create a job. All that can be wrong with it is said now; the answer shows what every `auto` became."""
-    return _shown(ctx, create.create(ctx, project, body, idempotency_key))
+    return await _once(repeats, ctx, project, lambda ticket: create.create(ctx, project, body, repeats.key, ticket))
 
 
 @router.post("/validate")
@@ -133,30 +132,53 @@ def resume_job(job_id: str, ctx: Ctx, project: WritesJobs) -> JobObject:
 
 
 @router.post("/{job_id}/retry")
-def retry_job(
-    job_id: str, ctx: Ctx, project: WritesJobs, body: RetryJob | None = None, idempotency_key: IdempotencyKey = None
+async def retry_job(
+    job_id: str, ctx: Ctx, project: WritesJobs, repeats: Once, body: RetryJob | None = None
 ) -> JobObject:
     """Do again what a failed or cancelled job was to do: a new job that goes on from its last good checkpoint.
 
     Recipe, seed and files are the same; the body may change when and where it runs.
     """
-    return _shown(ctx, retry.retry(ctx, project, job_id, body or RetryJob(), idempotency_key))
+    changes = body or RetryJob()
+    return await _once(
+        repeats, ctx, project, lambda ticket: retry.retry(ctx, project, job_id, changes, repeats.key, ticket)
+    )
 
 
 @router.post("/{job_id}/clone")
-def clone_job(
+async def clone_job(
     job_id: str,
     ctx: Ctx,
     project: WritesJobs,
+    repeats: Once,
     changes: Annotated[dict[str, Any] | None, Body(description="A part of the create body.")] = None,
-    idempotency_key: IdempotencyKey = None,
 ) -> JobObject:
     """Create a job from the request of another one, whatever its status, with changes.
 
     The body is merged into that request (RFC 7396): objects merge, null removes a key, everything else replaces. The
     seed is the other job's resolved one unless the body has another; null draws a new one.
     """
-    return _shown(ctx, clone.clone(ctx, project, job_id, changes or {}, idempotency_key))
+    return await _once(
+        repeats, ctx, project, lambda ticket: clone.clone(ctx, project, job_id, changes or {}, repeats.key, ticket)
+    )
+
+
+async def _once(repeats: Repeats, ctx: Context, project: str, make: Callable[[Ticket | None], Job]) -> JobObject:
+    """What `make` made. An Idempotency-Key stands in the job's own row, and holds for as long as there is the job."""
+
+    def shown(ticket: Ticket | None) -> JobObject:
+        return _shown(ctx, make(ticket))
+
+    if repeats.key is not None:
+        return await run_in_threadpool(shown, None)
+    return await repeats.once(
+        ctx,
+        project,
+        "job",
+        await repeats.body_digest(),
+        make=shown,
+        load=lambda job_id: _shown(ctx, jobs.get(ctx, project, job_id)),
+    )
 
 
 def _shown(ctx: Context, job: Job) -> JobObject:

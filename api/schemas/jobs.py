@@ -131,7 +131,7 @@ class JobObject(Listed):
     fine_tuned_model: str | None = Field(description="Name of the result, once the job has succeeded.")
     training_file: str
     validation_file: str | None
-    result_files: list[str] = Field(default_factory=list)
+    result_files: list[str] = Field(description="Of a job that has succeeded: step_metrics.csv and metrics.jsonl.")
     trained_tokens: int | None = None
     method: dict[str, Any] = Field(description="With the values that the job uses for everything left out or auto.")
     hyperparameters: dict[str, Any] = Field(description="Deprecated; of supervised jobs.")
@@ -221,6 +221,7 @@ def job_object(job: Job, waiting: Waiting | None = None) -> JobObject:
         fine_tuned_model=job.tuned_model if state == State.SUCCEEDED else None,
         training_file=job.training_file,
         validation_file=job.validation_file,
+        result_files=job.result_files or [],
         method=job.method,
         hyperparameters=_deprecated_hyperparameters(job),
         seed=job.seed,

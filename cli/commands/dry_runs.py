@@ -13,6 +13,7 @@ from cli.app import DEFAULT_URL, Url, app, errors, read_json
 from cli.client import Service
 from cli.errors import CliError
 from cli.table import table
+from cli.upload import upload
 
 Job = Annotated[Path, typer.Argument(help="Body of the create request, JSON; file ids in it, or the options below.")]
 Train = Annotated[Path | None, typer.Option(help="Training file, JSONL: uploaded, and deleted afterwards.")]
@@ -67,7 +68,7 @@ def _body(service: Service, job: Path, train: Path | None, validation: Path | No
     try:
         for param, path in (("training_file", train), ("validation_file", validation)):
             if path is not None:
-                body[param] = service.upload(path)
+                body[param] = upload(service, path)["id"]
                 uploaded.append(body[param])
         yield body
     finally:

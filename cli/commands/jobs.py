@@ -12,6 +12,7 @@ from cli.app import DEFAULT_URL, Url, app, errors, read_json
 from cli.client import Service
 from cli.errors import CliError
 from cli.table import moment, table
+from cli.upload import upload
 from cli.watch import describe_failure, watch
 
 Follow = Annotated[bool, typer.Option("--watch", help="Watch it until it is over.")]
@@ -27,9 +28,9 @@ def submit(
 ) -> None:
     """Upload the files, create a job and print its id."""
     with errors(), Service(url) as service:
-        body = read_json(job) | {"training_file": service.upload(train)}
+        body = read_json(job) | {"training_file": upload(service, train)["id"]}
         if validation is not None:
-            body["validation_file"] = service.upload(validation)
+            body["validation_file"] = upload(service, validation)["id"]
         _created(service, service.create_job(body), follow)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.failures import JobError, canonical, explain, may_retry
-from jobs.repositories import attempts, events, queue
+from jobs.repositories import attempts, events, files, queue
 from jobs.repositories.attempts import start as start_attempt
 from jobs.repositories.claims import Claim, claim, claim_next
 from jobs.repositories.text import clean
@@ -242,6 +242,8 @@ def _release(
 
 
 def _end(session: Session, job_id: str, target: State, actor: Actor, **values: Any) -> State:
+    if target == State.SUCCEEDED:
+        values["result_files"] = files.insert_results(session, session.get_one(Job, job_id, populate_existing=True))
     if not move(session, job_id, target, actor, **values):
         raise RuntimeError(f"job {job_id} changed state while its row was locked")
     if target == State.SUCCEEDED:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -171,3 +171,15 @@ def downsampled(session: Session, job_id: str, wanted: Selection, most: int) -> 
     stays = sa.or_(c.total <= most, c.place.in_([1, c.total]), c.low == 1, c.high == 1)
     columns = (c.step, c.split, c.name, c.value)
     return [Value(*row) for row in session.execute(sa.select(*columns).where(stays).order_by(*columns[:3]))]
+
+
+def all_names(session: Session, job_id: str) -> list[tuple[str, str]]:
+    """Split and name of all there is."""
+    statement = sa.select(Metric.split, Metric.name).where(Metric.job_id == job_id).distinct()
+    return [(split, name) for split, name in session.execute(statement)]
+
+
+def stream(session: Session, job_id: str) -> Iterator[Metric]:
+    """All values ordered by step, split and name, some at a time."""
+    statement = sa.select(Metric).where(Metric.job_id == job_id).order_by(Metric.step, Metric.split, Metric.name)
+    yield from session.scalars(statement.execution_options(yield_per=1000))

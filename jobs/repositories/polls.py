@@ -22,10 +22,10 @@ FROZEN = frozenset(
     {"created_at", "idempotency_key", "request_hash", "model", "training_file", "validation_file", "suffix", "metadata"}
     | {"base_model", "start_checkpoint_id", "lineage"}
     | {"seed", "method", "recipe", "tuned_model", "total_steps", "request", "source_job_id", "max_attempts"}
-    | {"deleted_at"}
+    | {"deleted_at", "result_files"}
 )
-"""Columns nobody writes after the insert without counting up `revision`. A new column that is not named here is a part
-of the version by itself."""
+"""Columns nobody writes after the insert without counting up `revision`, or only together with the state
+(`result_files`). A new column that is not named here is a part of the version by itself."""
 
 _TABLE = sa.inspect(Job).local_table
 _COLUMNS = [column.name for column in _TABLE.columns if column.name not in FROZEN]

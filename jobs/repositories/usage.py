@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.states import ACTIVE, State
-from jobs.tables import Attempt, File, Job, Metric
+from jobs.tables import Attempt, File, Job, Metric, Upload
 
 JUDGE_TOKENS = "judge_tokens"
 """The metric that says how many tokens judges took in a step."""
@@ -76,16 +76,20 @@ def by_job(session: Session, project_id: str, span: Span) -> list[JobUsage]:
 
 
 def files(session: Session, project_id: str) -> tuple[int, int]:
-    """How many files a project keeps, and their bytes."""
+    """How many files a project keeps or is uploading in parts, and their bytes. Results of jobs do not count."""
     total = sa.func.coalesce(sa.func.sum(File.bytes), 0)
-    count, size = session.execute(sa.select(sa.func.count(), total).where(File.project_id == project_id)).one()
-    return int(count), int(size)
+    kept = sa.select(sa.func.count(), total).where(File.project_id == project_id, File.job_id.is_(None))
+    pending = (Upload.project_id == project_id, Upload.state == "pending", Upload.expires_at > now())
+    total = sa.func.coalesce(sa.func.sum(Upload.bytes), 0)
+    rows = [session.execute(statement).one() for statement in (kept, sa.select(sa.func.count(), total).where(*pending))]
+    return sum(int(row[0]) for row in rows), sum(int(row[1]) for row in rows)
 
 
 def uploaded(session: Session, project_id: str, span: Span) -> tuple[int, int]:
     """Files, of those still kept, that were uploaded in a span, and their bytes."""
     total = sa.func.coalesce(sa.func.sum(File.bytes), 0)
-    where = (File.project_id == project_id, File.created_at >= span.start, File.created_at < span.end)
+    when = (File.created_at >= span.start, File.created_at < span.end)
+    where = (File.project_id == project_id, File.job_id.is_(None), *when)
     count, size = session.execute(sa.select(sa.func.count(), total).where(*where)).one()
     return int(count), int(size)
 

@@ -11,6 +11,7 @@ from jobs.context import Context
 from jobs.errors import InvalidRequest, NotFound
 from jobs.repositories import job_rows
 from jobs.services.create import make
+from jobs.services.once import Ticket
 from jobs.services.submit import repeated, submission
 from jobs.tables import Job
 from jobs.wire.base import explain
@@ -20,7 +21,12 @@ _MAX_DEPTH = 64
 
 
 def clone(
-    ctx: Context, project_id: str, job_id: str, changes: Mapping[str, Any], idempotency_key: str | None = None
+    ctx: Context,
+    project_id: str,
+    job_id: str,
+    changes: Mapping[str, Any],
+    idempotency_key: str | None = None,
+    ticket: Ticket | None = None,
 ) -> Job:
     """Queue a new job from the request of another one, whatever became of that.
 
@@ -33,7 +39,7 @@ def clone(
         InsufficientQuota, Conflict: as for `create`.
     """
     _require_shallow(changes)
-    wanted = submission(project_id, idempotency_key, {"clone": job_id, "changes": changes})
+    wanted = submission(project_id, idempotency_key, {"clone": job_id, "changes": changes}, ticket)
     if (made := repeated(ctx, wanted)) is not None:
         return made
     with ctx.db.read() as session:

@@ -20,6 +20,7 @@ from jobs.repositories import checkpoints, events, files, job_rows
 from jobs.services import scheduling, tuned_models
 from jobs.services import secrets as stored_secrets
 from jobs.services.grader_check import INVALID, located
+from jobs.services.once import Ticket
 from jobs.services.rows import first_rows
 from jobs.services.stored_graders import Resolved, resolve
 from jobs.services.submit import Submission, repeated, submission, submit
@@ -33,7 +34,9 @@ MIN_TRAINING_ROWS = 10
 """OpenAI's minimum."""
 
 
-def create(ctx: Context, project_id: str, body: CreateJob, idempotency_key: str | None = None) -> Job:
+def create(
+    ctx: Context, project_id: str, body: CreateJob, idempotency_key: str | None = None, ticket: Ticket | None = None
+) -> Job:
     """Make a queued job.
 
     Raises:
@@ -42,7 +45,7 @@ def create(ctx: Context, project_id: str, body: CreateJob, idempotency_key: str 
         InsufficientQuota: as many jobs of the project wait as may.
         Conflict: the key was used with another body.
     """
-    wanted = submission(project_id, idempotency_key, body.model_dump(mode="json", exclude_unset=True))
+    wanted = submission(project_id, idempotency_key, body.model_dump(mode="json", exclude_unset=True), ticket)
     return repeated(ctx, wanted) or make(ctx, wanted, body)
 
 
@@ -173,6 +176,8 @@ def dataset(session: Session, project_id: str, file_id: str, param: str, method:
     file = files.get(session, project_id, file_id, lock="share")
     if file is None:
         raise InvalidRequest(f"No such File object: {file_id}", param, code)
+    if file.problem is not None:
+        raise InvalidRequest(f"File {file_id} cannot be used. {file.problem}", param, code)
     if file.summary is None:
         raise InvalidRequest(f"File {file_id} has purpose {file.purpose}, not fine-tune.", param, code)
     rows = file.summary["rows"]

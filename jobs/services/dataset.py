@@ -1,17 +1,18 @@
-"""The check of an uploaded fine-tune file, JSONL, read line by line. A line is a conversation or a preference:
+"""The check of a fine-tune file, JSONL, read line by line in bounded memory. A line is a conversation or a preference:
 
     {"messages": [...], ...}
     {"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...], ...}
 
-Every problem names its line. What methods need of a row differs, so the summary remembers the first line that does not
-end with a user or an assistant message, or is no preference; creating a job then costs no second read. Graders' needs
-of other fields are not checked here.
+Every problem names its line. An upload ends at the first (`check`); `report` goes on to the end. What methods need of a
+row differs, so the summary remembers the first line that does not end with a user or an assistant message, or is no
+preference; creating a job then costs no second read. Graders' needs of other fields are not checked here.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Never, get_args
 
@@ -20,8 +21,13 @@ from bgpo.errors import DataError
 ROLES = ("system", "user", "assistant")
 OUTPUTS = ("preferred_output", "non_preferred_output")
 MAX_MESSAGES = 1024
+MAX_PROBLEMS = 100
+"""Of a report."""
+EMPTY = "The file is empty: it needs one JSON object a line."
+BLANK_LINE = "blank_line"
+_CHUNK = 1 << 20
 Kind = Literal["prompt", "answered", "preference"]
-KINDS: frozenset[Kind] = frozenset(get_args(Kind))
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -41,29 +47,79 @@ class Summary:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Why a line cannot be used."""
+
+    line: int
+    param: str | None
+    """Path within the row."""
+    message: str
+    """What is wrong with the line, a sentence without its beginning."""
+    code: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line that can be used."""
+
+    line: int
+    kind: Kind
+    messages: int
+    characters: int
+
+
+@dataclass
+class Report:
+    """What there is to say of a whole file."""
+
+    rows: int = 0
+    """Lines that hold something."""
+    problems: list[Problem] = field(default_factory=list)
+    """The first `MAX_PROBLEMS`."""
+    problem_count: int = 0
+    kinds: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    """Good rows by kind."""
+    messages: int = 0
+    """Of good rows."""
+    most_messages: int = 0
+    characters: int = 0
+    """Of the messages of good rows."""
+    most_characters: int = 0
+
+    def add(self, found: Row | Problem) -> None:
+        """Count a line."""
+        self.rows += found.code != BLANK_LINE if isinstance(found, Problem) else 1
+        if isinstance(found, Problem):
+            self.problem_count += 1
+            if self.problem_count <= MAX_PROBLEMS:
+                self.problems.append(found)
+            return
+        self.kinds[found.kind] += 1
+        self.messages += found.messages
+        self.characters += found.characters
+        self.most_messages = max(self.most_messages, found.messages)
+        self.most_characters = max(self.most_characters, found.characters)
+
+
 def check(path: Path, *, max_line_bytes: int) -> Summary:
-    """Read a whole file in bounded memory.
+    """Read a whole file.
 
     Raises:
         DataError: naming the first line that cannot be used.
     """
-    number, rows = 0, 0
+    rows = 0
     first_not: dict[Kind, int] = {}
     with path.open("rb") as file:
-        while line := file.readline(max_line_bytes + 1):
-            number += 1
-            if len(line) > max_line_bytes:
-                _fail(number, f"is longer than {max_line_bytes} bytes")
-            if not line.strip():
-                if file.read(max_line_bytes).strip():
-                    _fail(number, "is blank; only the end of a file may be")
-                break
-            kind = _check_row(number, _parse(number, line))
-            for other in KINDS - {kind}:
-                first_not.setdefault(other, number)
+        for found in _inspect(iter(lambda: file.read(_CHUNK), b""), max_line_bytes):
+            if isinstance(found, Problem):
+                raise DataError(f"Malformed JSONL: line {found.line} {found.message}.", "file", found.line)
+            for other in KINDS:
+                if other != found.kind:
+                    first_not.setdefault(other, found.line)
             rows += 1
     if not rows:
-        raise DataError("The file is empty: it needs one JSON object a line.", "file")
+        raise DataError(EMPTY, "file")
     return Summary(
         rows,
         first_not_user=first_not.get("prompt"),
@@ -72,67 +128,128 @@ def check(path: Path, *, max_line_bytes: int) -> Summary:
     )
 
 
-def _fail(line: int, problem: str) -> Never:
-    raise DataError(f"Malformed JSONL: line {line} {problem}.", "file", line)
+def report(chunks: Iterable[bytes], *, max_line_bytes: int) -> Report:
+    """Everything that is wrong with a file, and what it holds."""
+    made = Report()
+    for found in _inspect(chunks, max_line_bytes):
+        made.add(found)
+    return made
 
 
-def _parse(number: int, line: bytes) -> dict[str, Any]:
+class _BadRow(Exception):
+    """A row that cannot be used: what its `Problem` will say."""
+
+    def __init__(self, message: str, param: str | None, code: str) -> None:
+        super().__init__(message, param, code)
+        self.message, self.param, self.code = message, param, code
+
+
+def _inspect(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[Row | Problem]:
+    blank: int | None = None
+    for number, line in _lines(chunks, max_line_bytes):
+        if line is not None and not line.strip():
+            blank = blank or number
+            continue
+        if blank is not None:
+            yield Problem(blank, None, "is blank; only the end of a file may be", BLANK_LINE)
+            blank = None
+        try:
+            if line is None:
+                _fail(f"is longer than {max_line_bytes} bytes", None, "line_too_long")
+            yield _row(number, _parse(line))
+        except _BadRow as bad:
+            yield Problem(number, bad.param, bad.message, bad.code)
+
+
+def _lines(chunks: Iterable[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their numbers, None for one that is too long."""
+    number, waiting, too_long = 1, bytearray(), False
+    for chunk in chunks:
+        *ended, rest = chunk.split(b"\n")
+        for piece in (*ended, None):
+            waiting += rest if piece is None else piece
+            if len(waiting) > limit and not too_long:
+                too_long = True
+                yield number, None
+            if piece is not None:
+                if not too_long:
+                    yield number, bytes(waiting)
+                number, too_long = number + 1, False
+            if piece is not None or too_long:
+                waiting.clear()
+    if waiting:
+        yield number, bytes(waiting)
+
+
+def _fail(message: str, param: str | None, code: str = "invalid_value") -> Never:
+    raise _BadRow(message, param, code)
+
+
+def _parse(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8")
-        row = json.loads(text, parse_constant=lambda name: _fail(number, f"contains {name}, which is not JSON"))
+        row = json.loads(text, parse_constant=_refuse_constant)
         if "\\u" in text:
             json.dumps(row, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no character
     except UnicodeError:
-        _fail(number, "is not valid UTF-8")
+        _fail("is not valid UTF-8", None, "invalid_utf8")
     except json.JSONDecodeError as error:
-        _fail(number, f"is not valid JSON ({error.msg} at column {error.colno})")
+        _fail(f"is not valid JSON ({error.msg} at column {error.colno})", None, "invalid_json")
     except RecursionError:
-        _fail(number, "is nested too deeply")
+        _fail("is nested too deeply", None, "invalid_json")
     if not isinstance(row, dict):
-        _fail(number, "is not a JSON object")
+        _fail("is not a JSON object", None, "not_an_object")
     return row
 
 
-def _check_row(number: int, row: dict[str, Any]) -> Kind:
+def _refuse_constant(name: str) -> Never:
+    _fail(f"contains {name}, which is not JSON", None, "invalid_json")
+
+
+def _row(number: int, row: dict[str, Any]) -> Row:
     if "messages" not in row and any(name in row for name in OUTPUTS):
-        _check_preference(number, row)
-        return "preference"
+        _check_preference(row)
+        return Row(number, "preference", *_size([*row["input"]["messages"], *row[OUTPUTS[0]], *row[OUTPUTS[1]]]))
     messages: Any = row.get("messages")
-    _check_messages(number, messages, "messages")
+    _check_messages(messages, "messages")
     answered = bool(messages[-1]["role"] == "assistant")
     asks = messages[:-1] if answered else messages
     if not asks or asks[-1]["role"] != "user":
-        _fail(number, "needs messages that end with the user's, or with the assistant's answer to the user's")
-    return "answered" if answered else "prompt"
+        _fail("needs messages that end with the user's, or with the assistant's answer to the user's", "messages")
+    return Row(number, "answered" if answered else "prompt", *_size(messages))
 
 
-def _check_preference(number: int, row: dict[str, Any]) -> None:
+def _size(messages: list[dict[str, Any]]) -> tuple[int, int]:
+    return len(messages), sum(len(message["content"]) for message in messages)
+
+
+def _check_preference(row: dict[str, Any]) -> None:
     given = row.get("input")
     if not isinstance(given, dict):
-        _fail(number, "needs 'input', an object with the messages to answer")
+        _fail("needs 'input', an object with the messages to answer", "input")
     if given.get("tools"):
-        _fail(number, "has input.tools, which are not supported")
-    _check_messages(number, given.get("messages"), "input.messages")
+        _fail("has input.tools, which are not supported", "input.tools", "unsupported_parameter")
+    _check_messages(given.get("messages"), "input.messages")
     if given["messages"][-1]["role"] != "user":
-        _fail(number, "needs input.messages that end with the user's")
+        _fail("needs input.messages that end with the user's", "input.messages")
     for name in OUTPUTS:
-        _check_messages(number, row.get(name), name)
+        _check_messages(row.get(name), name)
         if len(row[name]) != 1 or row[name][0]["role"] != "assistant":
-            _fail(number, f"needs {name} to be one message of the assistant's")
+            _fail(f"needs {name} to be one message of the assistant's", name)
     if row[OUTPUTS[0]][0]["content"] == row[OUTPUTS[1]][0]["content"]:
-        _fail(number, f"has the same answer in {OUTPUTS[0]} and {OUTPUTS[1]}")
+        _fail(f"has the same answer in {OUTPUTS[0]} and {OUTPUTS[1]}", OUTPUTS[1])
 
 
-def _check_messages(number: int, messages: Any, field: str) -> None:
+def _check_messages(messages: Any, name: str) -> None:
     if not isinstance(messages, list) or not messages:
-        _fail(number, f"needs '{field}', a list of at least one message")
+        _fail(f"needs '{name}', a list of at least one message", name)
     if len(messages) > MAX_MESSAGES:
-        _fail(number, f"has more than {MAX_MESSAGES} messages")
+        _fail(f"has more than {MAX_MESSAGES} messages", name)
     for index, message in enumerate(messages):
-        where = f"{field}[{index}]"
+        where = f"{name}[{index}]"
         if not isinstance(message, dict):
-            _fail(number, f"has {where} that is not an object")
+            _fail(f"has {where} that is not an object", where)
         if message.get("role") not in ROLES:
-            _fail(number, f"needs {where}.role to be one of {', '.join(ROLES)}")
+            _fail(f"needs {where}.role to be one of {', '.join(ROLES)}", f"{where}.role")
         if not isinstance(message.get("content"), str):
-            _fail(number, f"needs {where}.content to be a string")
+            _fail(f"needs {where}.content to be a string", f"{where}.content")

@@ -1,37 +1,55 @@
-"""Uploaded files: stored and checked, listed, deleted. They arrive as local files; receiving them is HTTP's part."""
+"""Files: stored and checked, listed, deleted. They arrive as local files; receiving them is HTTP's part."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
+from sqlalchemy.orm import Session
 
+from jobs.artifacts import ArtifactStore
 from jobs.context import Context
-from jobs.errors import InsufficientQuota, InvalidRequest, NotFound
+from jobs.errors import InvalidRequest, NotFound, ServiceError
 from jobs.ids import FILE, new_id
 from jobs.repositories import files
 from jobs.repositories.text import clean
-from jobs.services import dataset, quotas
+from jobs.services import dataset, once, quotas, result_files
+from jobs.services.dataset import Report
+from jobs.services.once import Ticket
 from jobs.services.paging import Page, cut
 from jobs.storage import StorageError
 from jobs.tables import File
 
 PURPOSES = ("fine-tune", "assistants", "batch", "vision", "user_data", "evals")
 MAX_FILENAME = 255
+MIN_EXPIRES_S, MAX_EXPIRES_S = 3600, 2_592_000
+"""An hour and 30 days, as OpenAI has it."""
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A received file, not yet stored."""
+class Received:
+    """A file on this machine's disk, not yet stored."""
 
     path: Path
     filename: str
     purpose: str
     bytes: int
     sha256: str
+    expires_s: int | None = None
+    """Seconds it is to be kept."""
+
+    def as_request(self) -> dict[str, Any]:
+        """What tells its request from another one."""
+        return {
+            "sha256": self.sha256,
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "expires_s": self.expires_s,
+        }
 
 
 def check_purpose(purpose: str | None) -> str:
@@ -43,47 +61,76 @@ def check_purpose(purpose: str | None) -> str:
     return purpose
 
 
-def create(ctx: Context, project_id: str, upload: Upload) -> File:
+def create(ctx: Context, project_id: str, received: Received, ticket: Ticket | None = None) -> File:
     """Store an upload; a fine-tune file must be a dataset.
 
     Raises:
         InvalidRequest: it is empty or has an unknown purpose.
         DataError: it is for fine-tuning and a line cannot be used.
         InsufficientQuota: the project keeps as much as it may.
+        InProgress: a retry has taken the work of `ticket` over.
     """
-    purpose = check_purpose(upload.purpose)
-    if not upload.bytes:
+    check_purpose(received.purpose)
+    if not received.bytes:
         raise InvalidRequest("The file is empty.", "file", "invalid_file_format")
-    limit = ctx.settings.max_line_bytes
-    summary = dataset.check(upload.path, max_line_bytes=limit).as_json() if purpose == "fine-tune" else None
+    summary = None
+    if received.purpose == "fine-tune":
+        summary = dataset.check(received.path, max_line_bytes=ctx.settings.max_line_bytes).as_json()
+
+    def room(session: Session) -> None:
+        quotas.require_file(ctx, session, project_id, received.bytes)
+
+    def finished(session: Session, file: File) -> None:
+        once.finish(session, ticket, file.id)
+
+    return keep(ctx, project_id, received, summary=summary, before=room, after=finished)
+
+
+def keep(
+    ctx: Context,
+    project_id: str,
+    received: Received,
+    *,
+    summary: dict[str, Any] | None,
+    problem: str | None = None,
+    before: Callable[[Session], None],
+    after: Callable[[Session, File], None],
+) -> File:
+    """Store the bytes of a file and insert its row, in one transaction with what comes before and after it."""
     file_id = new_id(FILE)
     key = f"files/{file_id}"
-    ctx.store.put_file(upload.path, key)
+    ctx.store.put_file(received.path, key)
     try:
         with ctx.db.transaction() as session:
-            quotas.require_file(ctx, session, project_id, upload.bytes)
-            return files.insert(
+            before(session)
+            file = files.insert(
                 session,
                 project_id,
                 id=file_id,
-                filename=clean(upload.filename, MAX_FILENAME),
-                purpose=purpose,
-                bytes=upload.bytes,
-                sha256=upload.sha256,
+                filename=clean(received.filename, MAX_FILENAME),
+                purpose=received.purpose,
+                bytes=received.bytes,
+                sha256=received.sha256,
                 key=key,
                 summary=summary,
+                problem=problem,
+                expires_s=received.expires_s,
             )
-    except InsufficientQuota:
-        _forget(ctx, key)
+            after(session, file)
+            return file
+    except ServiceError:
+        forget(ctx.store, [key])
         raise
 
 
 def get(ctx: Context, project_id: str, file_id: str) -> File:
-    """One file. Raises NotFound."""
+    """One file, its bytes written. Raises NotFound."""
     with ctx.db.read() as session:
         file = files.get(session, project_id, file_id)
+    if file is not None and not file.sha256:
+        file = result_files.write(ctx.settings, ctx.db, ctx.store, file)
     if file is None:
-        raise NotFound(f"No such File object: {file_id}", "id")
+        raise _missing(file_id)
     return file
 
 
@@ -92,11 +139,17 @@ def page(
 ) -> Page[File]:
     """Files by creation time. Raises InvalidRequest for an unknown `after`."""
     with ctx.db.read() as session:
-        start = files.get(session, project_id, after) if after is not None else None
+        start = files.place(session, project_id, after) if after is not None else None
         if after is not None and start is None:
             raise InvalidRequest(f"No such File object: {after}", "after")
         found = files.page(session, project_id, after=start, limit=limit + 1, order=order, purpose=purpose)
     return cut(found, limit)
+
+
+def validate(ctx: Context, project_id: str, file_id: str) -> Report:
+    """What is wrong with a file as a dataset, line by line. Raises NotFound."""
+    file = get(ctx, project_id, file_id)
+    return dataset.report(ctx.store.read(file.key, 0, file.bytes), max_line_bytes=ctx.settings.max_line_bytes)
 
 
 def delete(ctx: Context, project_id: str, file_id: str) -> None:
@@ -104,16 +157,22 @@ def delete(ctx: Context, project_id: str, file_id: str) -> None:
     with ctx.db.transaction() as session:
         file = files.get(session, project_id, file_id, lock="update")
         if file is None:
-            raise NotFound(f"No such File object: {file_id}", "id")
+            raise _missing(file_id)
         user = files.active_user(session, project_id, file_id)
         if user is not None:
             raise InvalidRequest(f"File {file_id} is used by the unfinished job {user}.", "id", "file_in_use")
         files.delete(session, project_id, file_id)
-    _forget(ctx, file.key)
+    forget(ctx.store, [file.key])
 
 
-def _forget(ctx: Context, key: str) -> None:
-    try:
-        ctx.store.delete(key)
-    except StorageError:  # there is no row: the file is gone for everybody; the sweeper has another try
-        _log.warning("bytes of a deleted file are still there", key=key, exc_info=True)
+def forget(store: ArtifactStore, keys: list[str]) -> None:
+    """Delete bytes that no row points to any more."""
+    for key in keys:
+        try:
+            store.delete(key)
+        except StorageError:  # they are gone for everybody; the sweeper has another try
+            _log.warning("bytes of a deleted file are still there", key=key, exc_info=True)
+
+
+def _missing(file_id: str) -> NotFound:
+    return NotFound(f"No such File object: {file_id}", "id")

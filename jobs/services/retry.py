@@ -17,13 +17,21 @@ from jobs.ids import JOB, new_id
 from jobs.repositories import checkpoints, files, job_rows
 from jobs.services import scheduling
 from jobs.services.create import enter_queue, require_model, tuned_model
+from jobs.services.once import Ticket
 from jobs.services.submit import Submission, repeated, submission, submit
 from jobs.states import State, wire_status
 from jobs.tables import Job
 from jobs.wire.request import RetryJob, Scheduling
 
 
-def retry(ctx: Context, project_id: str, job_id: str, body: RetryJob, idempotency_key: str | None = None) -> Job:
+def retry(
+    ctx: Context,
+    project_id: str,
+    job_id: str,
+    body: RetryJob,
+    idempotency_key: str | None = None,
+    ticket: Ticket | None = None,
+) -> Job:
     """Queue a new job that does what a failed or cancelled one was to do.
 
     Raises:
@@ -34,7 +42,7 @@ def retry(ctx: Context, project_id: str, job_id: str, body: RetryJob, idempotenc
         InsufficientQuota, Conflict: as for `create`.
     """
     changes = body.rl.model_dump(mode="json", exclude_unset=True)
-    wanted = submission(project_id, idempotency_key, {"retry": job_id, "rl": changes})
+    wanted = submission(project_id, idempotency_key, {"retry": job_id, "rl": changes}, ticket)
     return repeated(ctx, wanted) or _make(ctx, wanted, job_id, changes)
 
 

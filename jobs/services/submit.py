@@ -6,8 +6,6 @@ request with the same idempotency key gives the job the first one made.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +14,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.context import Context
-from jobs.errors import Conflict, InvalidRequest
 from jobs.repositories import job_rows
+from jobs.services import once
+from jobs.services.once import Ticket
 from jobs.services.quotas import require_job
 from jobs.services.ringing import note, ring
 from jobs.tables import Job
-
-MAX_KEY = 255
 
 
 @dataclass(frozen=True)
@@ -34,14 +31,16 @@ class Submission:
     """Idempotency key; None = every request is a new one."""
     digest: str
     """Of all that the request says."""
+    ticket: Ticket | None
+    """To be given back with the job, when the request has no key but may be one its client repeats."""
 
 
-def submission(project_id: str, key: str | None, request: Mapping[str, Any]) -> Submission:
+def submission(
+    project_id: str, key: str | None, request: Mapping[str, Any], ticket: Ticket | None = None
+) -> Submission:
     """Raises InvalidRequest for a key that cannot be one."""
-    if key is not None and not (key.isprintable() and 0 < len(key) <= MAX_KEY):
-        raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} printable characters.")
-    canonical = json.dumps(request, sort_keys=True)
-    return Submission(project_id, key, hashlib.sha256(canonical.encode()).hexdigest())
+    once.check_key(key)
+    return Submission(project_id, key, once.digest_of(request), ticket)
 
 
 def repeated(ctx: Context, wanted: Submission) -> Job | None:
@@ -51,7 +50,7 @@ def repeated(ctx: Context, wanted: Submission) -> Job | None:
     with ctx.db.read() as session:
         job = job_rows.by_idempotency_key(session, wanted.project_id, wanted.key)
     if job is not None and job.request_hash != wanted.digest:
-        raise Conflict("This Idempotency-Key was used with another request.", None, "idempotency_key_reused")
+        raise once.reused()
     return job
 
 
@@ -60,13 +59,14 @@ def submit(ctx: Context, wanted: Submission, enter: Callable[[Session], Job]) ->
 
     Raises:
         InsufficientQuota: as many jobs of the project wait as may, or its budget is used up.
-        Conflict: another request has used the key meanwhile.
+        Conflict: another request has used the key meanwhile, or a retry has taken the ticket's work over.
     """
     try:
         with ctx.db.transaction() as session:
             require_job(ctx, session, wanted.project_id)
             job = enter(session)
             note(session, job)
+            once.finish(session, wanted.ticket, job.id)
     except IntegrityError:  # the twin of this request was quicker
         twin = repeated(ctx, wanted)
         if twin is None:

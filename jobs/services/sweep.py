@@ -19,8 +19,8 @@ import structlog
 
 from jobs.artifacts import ArtifactStore
 from jobs.db import Database
-from jobs.ids import FILE, JOB, is_id
-from jobs.repositories import checkpoints, files
+from jobs.ids import FILE, JOB, PART, is_id
+from jobs.repositories import checkpoints, files, uploads
 from jobs.settings import Settings
 from jobs.storage.base import Stored
 from jobs.storage.local import UNFINISHED
@@ -39,9 +39,10 @@ def sweep(settings: Settings, database: Database, store: ArtifactStore) -> int:
     removed = sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)
     if not store.is_empty():
         before = store.now() - settings.orphan_age_s
-        uploads, published = list(store.walk("files")), list(store.walk("checkpoints"))
-        removed += _sweep_unfinished(database, store, uploads + published, before)
-        removed += _sweep_files(database, store, uploads, before)
+        whole, parts, published = (list(store.walk(folder)) for folder in ("files", "uploads", "checkpoints"))
+        removed += _sweep_unfinished(database, store, whole + parts + published, before)
+        removed += _sweep_objects(store, _named(whole, before, 2, FILE), lambda keys: _known_files(database, keys))
+        removed += _sweep_objects(store, _named(parts, before, 3, PART), lambda keys: _known_parts(database, keys))
         removed += _sweep_checkpoints(database, store, published, before)
     if removed:
         _log.info("orphans removed", count=removed)
@@ -71,16 +72,19 @@ def _sweep_unfinished(database: Database, store: ArtifactStore, listed: Iterable
     return len(gone)
 
 
-def _sweep_files(database: Database, store: ArtifactStore, listed: Iterable[Stored], before: float) -> int:
-    """Uploads whose row was never written, or is deleted."""
-    old = (
-        found.key
-        for found in listed
-        if found.modified < before and is_id(FILE, PurePosixPath(found.key).name) and found.key.count("/") == 1
-    )
+def _named(listed: Iterable[Stored], before: float, depth: int, prefix: str) -> Iterator[str]:
+    """Old objects whose key has so many parts, the last of them an id with `prefix`."""
+    for found in listed:
+        parts = PurePosixPath(found.key).parts
+        if found.modified < before and len(parts) == depth and is_id(prefix, parts[-1]):
+            yield found.key
+
+
+def _sweep_objects(store: ArtifactStore, keys: Iterator[str], known: Callable[[list[str]], set[str]]) -> int:
+    """Files and parts of uploads whose row was never written, or is deleted."""
     removed = 0
-    for key in _orphans(old, lambda keys: _known_files(database, keys)):
-        if not _known_files(database, [key]):
+    for key in _orphans(keys, known):
+        if not known([key]):
             store.delete(key)
             removed += 1
     return removed
@@ -89,6 +93,11 @@ def _sweep_files(database: Database, store: ArtifactStore, listed: Iterable[Stor
 def _known_files(database: Database, keys: list[str]) -> set[str]:
     with database.read() as session:
         return files.known_keys(session, keys)
+
+
+def _known_parts(database: Database, keys: list[str]) -> set[str]:
+    with database.read() as session:
+        return uploads.known_keys(session, keys)
 
 
 def _sweep_checkpoints(database: Database, store: ArtifactStore, listed: Iterable[Stored], before: float) -> int:

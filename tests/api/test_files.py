@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import random
 import socket
 import time
 import tracemalloc
@@ -11,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+
+from jobs.db import now
+from jobs.services.upkeep import tend
+from jobs.tables import File
+
+EXPIRES = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+"""The fields of a file that is kept for an hour."""
 
 
 def error_of(response: Any, status: int = 400) -> dict[str, Any]:
@@ -18,6 +28,10 @@ def error_of(response: Any, status: int = 400) -> dict[str, Any]:
     error: dict[str, Any] = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
+
+
+def stored(service: Any) -> list[Path]:
+    return list(service.ctx.settings.home.joinpath("artifacts", "files").glob("*"))
 
 
 def left_over(service: Any) -> list[Path]:
@@ -108,8 +122,19 @@ class TestUpload:
             ({"files": {"purpose": (None, "batch")}}, "file", "missing_required_parameter"),
             ({"data": {"purpose": "x" * 2000}, "files": {"file": b"x"}}, "purpose", "invalid_value"),
             (
-                {"data": {"purpose": "batch", "expires_after[seconds]": "1"}, "files": {"file": b"x"}},
-                "expires_after[seconds]", "unsupported_parameter",
+                {"data": {"purpose": "batch", "expires_after[seconds]": "3600"}, "files": {"file": b"x"}},
+                "expires_after[anchor]", "missing_required_parameter",
+            ),
+            (
+                {"data": {"purpose": "batch", **EXPIRES, "expires_after[anchor]": "now"}, "files": {"file": b"x"}},
+                "expires_after[anchor]", "invalid_value",
+            ),
+            *(
+                (
+                    {"data": {"purpose": "batch", **EXPIRES, "expires_after[seconds]": each}, "files": {"file": b"x"}},
+                    "expires_after[seconds]", "invalid_value",
+                )
+                for each in ("3599", "2592001", "-3600", "1e4", "", "9" * 40)
             ),
             ({"files": [("file", b"x"), ("file", b"y")]}, "file", "invalid_value"),
         ],
@@ -238,7 +263,108 @@ class TestRead:
             assert error_of(http.get("/v1/files", params={"order": "up"}))["param"] == "order"
 
 
+class TestExpiry:
+    @pytest.fixture
+    def expire(self, service: Any) -> Callable[[str], None]:
+        """Moves a file's time into the past."""
+
+        def move(file_id: str) -> None:
+            with service.ctx.db.transaction() as session:
+                session.execute(sa.update(File).where(File.id == file_id).values(expires_at=now() - 1))
+
+        return move
+
+    @pytest.mark.parametrize("order", [1, -1], ids=["fields first", "file first"])
+    def test_the_object_says_when(self, service: Any, order: int) -> None:
+        parts = [("purpose", (None, "batch")), *((name, (None, value)) for name, value in EXPIRES.items())]
+        with service.http() as http:
+            made = http.post("/v1/files", files=[*parts, ("file", ("x", b"x"))][::order]).json()
+            assert made["expires_at"] - made["created_at"] == 3600
+            assert http.get(f"/v1/files/{made['id']}").json() == made
+
+    def test_an_expired_file_is_not_there(self, service: Any, expire: Callable[[str], None]) -> None:
+        kept, gone, last = (service.upload(service.rows()).json()["id"] for _ in range(3))
+        expire(gone)
+        with service.http() as http:
+            for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", ""), ("POST", "/validate")):
+                error_of(http.request(method, f"/v1/files/{gone}{path}"), 404)
+            assert [item["id"] for item in http.get("/v1/files").json()["data"]] == [last, kept]
+            after = http.get("/v1/files", params={"after": gone}).json()["data"]
+            assert [item["id"] for item in after] == [kept], "a page that began before goes on"
+            body = service.body(training_file=gone)
+            assert error_of(http.post("/v1/fine_tuning/jobs", json=body))["param"] == "training_file"
+
+    def test_a_job_keeps_its_file(self, service: Any, expire: Callable[[str], None]) -> None:
+        job = service.create()
+        expire(job["training_file"])
+        tend(service.ctx.settings, service.ctx.db, service.ctx.store)
+        with service.http() as http:
+            url = f"/v1/files/{job['training_file']}"
+            assert http.get(f"{url}/content").content == service.rows()
+            http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+            error_of(http.get(url), 404)
+            retried = error_of(http.post(f"/v1/fine_tuning/jobs/{job['id']}/retry"))
+            assert (retried["param"], "was deleted" in retried["message"]) == ("training_file", True)
+        assert len(stored(service)) == 1
+        tend(service.ctx.settings, service.ctx.db, service.ctx.store)
+        assert stored(service) == []
+
+
+class TestValidate:
+    def test_a_good_file(self, service: Any) -> None:
+        made = service.upload(service.rows(3) + service.rows(1, answered=True) + service.preferences(2)).json()
+        with service.http() as http:
+            report = http.post(f"/v1/files/{made['id']}/validate").json()
+        assert report == {
+            "object": "file.validation", "file_id": made["id"], "valid": True, "rows": 6,
+            "problems": [], "problem_count": 0,
+            "statistics": {
+                "prompts": 3, "answered": 1, "preferences": 2, "messages_mean": (3 + 2 + 2 * 3) / 6,
+                "messages_max": 3, "characters_mean": (3 * 5 + 6 + 2 * 7) / 6, "characters_max": 7,
+            },
+        }  # fmt: skip
+
+    def test_every_bad_line_is_told(self, start_service: Callable[..., Any]) -> None:
+        service = start_service(max_line_bytes=200_000)
+        good = service.rows(1)
+        lines = [
+            good, b"{\n", b"\n", good, b" \n", b"\n", b"[1]\n", b'{"messages": [{"role": "x", "content": "a"}]}\n',
+            b"a" * 3_000_000 + b"\n", b"\xff\n", good, b"\n", b"\n",
+        ]  # fmt: skip
+        made = service.upload(b"".join(lines), purpose="user_data").json()
+        with service.http() as http:
+            report = http.post(f"/v1/files/{made['id']}/validate").json()
+        assert [(each["line"], each["code"]) for each in report["problems"]] == [
+            (2, "invalid_json"), (3, "blank_line"), (5, "blank_line"), (7, "not_an_object"), (8, "invalid_value"),
+            (9, "line_too_long"), (10, "invalid_utf8"),
+        ]  # fmt: skip
+        assert report["problems"][4]["param"] == "messages[0].role"
+        assert report["problems"][4]["message"].startswith("Line 8 needs messages[0].role")
+        assert (report["valid"], report["rows"], report["problem_count"]) == (False, 8, 7)
+        assert report["statistics"]["prompts"] == 3
+
+    def test_the_first_hundred(self, service: Any) -> None:
+        made = service.upload(b"{}\n" * 250, purpose="user_data").json()
+        empty = service.upload(b" ", purpose="user_data").json()
+        with service.http() as http:
+            report = http.post(f"/v1/files/{made['id']}/validate").json()
+            assert (len(report["problems"]), report["problem_count"], report["rows"]) == (100, 250, 250)
+            assert report["statistics"]["messages_mean"] is None
+            nothing = http.post(f"/v1/files/{empty['id']}/validate").json()
+            assert (nothing["valid"], nothing["rows"], nothing["problems"]) == (False, 0, [])
+
+
 class TestContent:
+    @pytest.mark.parametrize("size", [1, 2, 3, 1 << 20, (1 << 21) + 1])
+    def test_base64(self, service: Any, size: int) -> None:
+        content = random.Random(size).randbytes(size)
+        made = service.upload(content, purpose="user_data").json()
+        with service.http() as http:
+            response = http.get(f"/v1/files/{made['id']}/content", params={"encoding": "base64"})
+            assert base64.b64decode(response.text, validate=True) == content
+            assert int(response.headers["content-length"]) == len(response.content)
+            assert error_of(http.get(f"/v1/files/{made['id']}/content?encoding=hex"))["param"] == "encoding"
+
     def test_ranges(self, service: Any) -> None:
         content = bytes(range(256)) * 8000  # two pieces of the store
         made = service.upload(content, purpose="user_data").json()

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from api.auth import PUBLIC
 from api.main import create_app
 from jobs.db import now
-from jobs.ids import AUDIT, CHECKPOINT, FILE, GRADER, JOB, PERMISSION, PROJECT, WEBHOOK, new_id
+from jobs.ids import AUDIT, CHECKPOINT, FILE, GRADER, JOB, PERMISSION, PROJECT, UPLOAD, WEBHOOK, new_id
 from jobs.scopes import SCOPES
 from jobs.settings import Settings
 from jobs.tenant_tables import ApiKey
@@ -28,6 +28,7 @@ OPEN_ID = "model"
 """A path parameter that also names what everybody has: base models."""
 UNKNOWN = {
     "file_id": new_id(FILE),
+    "upload_id": new_id(UPLOAD),
     "job_id": new_id(JOB),
     "checkpoint_id": new_id(CHECKPOINT),
     "permission_id": new_id(PERMISSION),
@@ -196,8 +197,11 @@ class TestForeignIds:
         with tenants.http(key) as http:
             url = f"/v1/fine_tuning/checkpoints/{checkpoint_id}/permissions"
             permission = http.post(url, json={"project_ids": [other]}).json()["data"][0]["id"]
+            announced = {"bytes": 1, "filename": "x", "mime_type": "text/plain", "purpose": "batch"}
+            upload_id = http.post("/v1/uploads", json=announced).json()["id"]
         ids = {
             "file_id": tenants.upload(key),
+            "upload_id": upload_id,
             "job_id": job_id,
             "checkpoint_id": checkpoint_id,
             "permission_id": permission,
@@ -259,6 +263,8 @@ def _body(operation: dict[str, Any], tenants: Tenants) -> dict[str, Any]:
     name = str(operation["operationId"])
     if "permission" in name:
         return {"json": {"project_ids": [tenants.project("x")]}}
+    if name.startswith("complete_upload"):
+        return {"json": {"part_ids": ["part_0"]}}
     if name.startswith("update_checkpoint"):
         return {"json": {"pinned": True}}
     if name.startswith("create_grader_version"):

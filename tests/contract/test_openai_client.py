@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from openai.pagination import SyncCursorPage
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
-from jobs.repositories import events
+from jobs.repositories import events, metrics
 from jobs.repositories.jobs import JobError
 
 
@@ -44,6 +46,62 @@ def test_files(service: Any, client: Any, training_file: str) -> None:
         client.files.retrieve(training_file)
     assert caught.value.request_id
     assert caught.value.param == "id"
+
+
+def test_a_file_that_expires(service: Any, client: Any) -> None:
+    kept = {"anchor": "created_at", "seconds": 3600}
+    file = client.files.create(file=("a.txt", b"x"), purpose="user_data", expires_after=kept)
+    assert file.expires_at - file.created_at == 3600
+    assert client.files.retrieve(file.id).expires_at == file.expires_at
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.files.create(file=b"x", purpose="user_data", expires_after=kept | {"seconds": 60})
+    assert caught.value.param == "expires_after[seconds]"
+
+
+def test_a_file_in_parts(service: Any, client: Any, tmp_path: Path) -> None:
+    content = service.rows(2000)
+    path = tmp_path / "big.jsonl"
+    path.write_bytes(content)
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    for given in ({"file": path}, {"file": content, "filename": path.name, "bytes": len(content)}):
+        upload = client.uploads.upload_file_chunked(
+            mime_type="application/jsonl", purpose="fine-tune", part_size=50_000, md5=md5, **given
+        )
+        assert (upload.status, upload.object, upload.bytes) == ("completed", "upload", len(content))
+        assert (upload.file.filename, upload.file.status) == ("big.jsonl", "processed")
+        assert client.files.content(upload.file.id).content == content
+    begun = client.uploads.create(bytes=9, filename="x", mime_type="text/plain", purpose="batch")
+    part = client.uploads.parts.create(begun.id, data=b"abc")
+    assert (part.object, part.upload_id) == ("upload.part", begun.id)
+    with pytest.raises(openai.BadRequestError, match="come to 3 bytes"):
+        client.uploads.complete(begun.id, part_ids=[part.id])
+    assert client.uploads.cancel(begun.id).status == "cancelled"
+
+
+def test_result_files(service: Any, client: Any, training_file: str, tmp_path: Path) -> None:
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=training_file, method=service.body()["method"])
+    assert job.result_files == []
+    claim = service.claim(job.id)
+    with service.ctx.db.transaction() as session:
+        for step in (1, 2):
+            metrics.upsert(session, job.id, claim.epoch, step, "train", {"reward_mean": step / 4})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    service.checkpoint(claim, 20, tmp_path / "model", final=True)
+    assert client.fine_tuning.jobs.retrieve(job.id).result_files == []
+    service.finish(claim, "succeeded")
+    table_id, lines_id = client.fine_tuning.jobs.retrieve(job.id).result_files
+    assert {file.id for file in client.files.list(purpose="fine-tune-results")} == {table_id, lines_id}
+    file = client.files.wait_for_processing(table_id)
+    assert (file.filename, file.purpose, file.status) == ("step_metrics.csv", "fine-tune-results", "processed")
+    text = "step,train_reward_mean\n1,0.25\n2,0.5\n"
+    assert file.bytes == len(text)
+    assert client.files.content(table_id).text == text
+    encoded = client.files.content(table_id, extra_query={"encoding": "base64"}).read()
+    assert base64.b64decode(encoded).decode() == text
+    assert len(client.files.content(lines_id).text.splitlines()) == 2
+    assert client.files.delete(lines_id).deleted
+    assert client.fine_tuning.jobs.retrieve(job.id).result_files == [table_id, lines_id]
 
 
 def test_a_job_from_creation_to_success(service: Any, client: Any, training_file: str, tmp_path: Path) -> None:

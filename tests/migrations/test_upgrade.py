@@ -42,7 +42,9 @@ ADDED = {
         "tuned_model_deleted_at": None,
         "revision": 0,
         "deleted_at": None,
+        "result_files": None,
     },
+    "files": {"expires_at": None, "problem": None, "job_id": None},
     "job_attempts": {
         "host": None,
         "devices": None,
