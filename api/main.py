@@ -13,12 +13,15 @@ from fastapi import FastAPI
 from api import errors
 from api.audit import AuditMiddleware
 from api.auth import AuthMiddleware, check_exposure
+from api.completions import Waiters
 from api.keyring import Keyring
 from api.middleware import RequestMiddleware
 from api.poll import PollMiddleware, Polls
 from api.rates import Rates
 from api.routes import (
+    base_models,
     capabilities,
+    chat,
     checkpoints,
     files,
     graders,
@@ -82,6 +85,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks,
         queue,
         models,
+        base_models,
+        chat,
         usage,
         organization,
         capabilities,
@@ -99,7 +104,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.polls = Polls(app.state.context.db)
     app.state.rates = Rates(settings.redis_url.get_secret_value())
     app.state.keyring = Keyring(app.state.context, app.state.rates)
+    app.state.waiters = Waiters(app.state.context, app.state.stopping)
     yield
+    app.state.waiters.close()
     await app.state.rates.close()
     app.state.polls.close()
     app.state.context.close()

@@ -79,10 +79,16 @@ class Rates:
     async def _ask(self, name: str, limit: int, who: str, cost: int, *, alone: bool) -> Window:
         if not alone and time.monotonic() >= self._away_until:
             try:
-                return await _asked(self._shared, name, limit, who, cost)
+                window = await _asked(self._shared, name, limit, who, cost)
             except StorageError as error:
+                if not self._away_until:
+                    _log.warning("rates.alone", error=str(error.storage_error))
                 self._away_until = time.monotonic() + _AWAY_S
-                _log.warning("rates.alone", error=str(error.storage_error), for_s=_AWAY_S)
+            else:
+                if self._away_until:
+                    self._away_until = 0.0
+                    _log.info("rates.shared")
+                return window
         if self._own is None:
             self._own = MovingWindowRateLimiter(MemoryStorage())
         return await _asked(self._own, name, limit, who, cost)

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import admin, checkpoints, doctor, dry_runs, graders, job, jobs, local, queue
+from cli.commands import admin, chat, checkpoints, doctor, dry_runs, graders, job, jobs, local, queue
 
-# Importing them adds their commands.
-__all__ = ["admin", "app", "checkpoints", "doctor", "dry_runs", "graders", "job", "jobs", "local", "queue"]
+__all__ = [  # importing them adds their commands
+    "admin",
+    "app",
+    "chat",
+    "checkpoints",
+    "doctor",
+    "dry_runs",
+    "graders",
+    "job",
+    "jobs",
+    "local",
+    "queue",
+]
 
 if __name__ == "__main__":
     app()

@@ -150,3 +150,37 @@ class Unavailable(ServiceError):
 
     status = 503
     code = "unavailable"
+
+
+class NoCapacity(ServiceError):
+    """Nobody can take the request now; the client may try again."""
+
+    status = 503
+    code = "no_capacity"
+    retry_after_s = 5
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"retry-after": str(self.retry_after_s)}
+
+
+class TimedOut(ServiceError):
+    """The answer took too long; it would again, so clients must not retry by themselves."""
+
+    status = 504
+    code = "timeout"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}
+
+
+class GenerationFailed(ServiceError):
+    """No answer could be made; the request was tried again where that can help."""
+
+    status = 500
+    code = "generation_failed"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}

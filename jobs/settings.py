@@ -119,6 +119,28 @@ class Settings(BaseSettings):
     trainer_device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     trainer_threads: int | None = Field(None, ge=1, description="CPU threads of a trainer; None = torch's default.")
 
+    max_waiting_completions: int = Field(64, ge=1, description="Chat completions that may wait for a generator.")
+    max_waiting_completions_per_project: int = Field(32, ge=1, description="The same of one project.")
+    completion_timeout_s: float = Field(300, gt=0, description="Longest time for a chat completion, waiting included.")
+    completion_keep_s: float = Field(
+        600, gt=0, description="Texts of a completion are forgotten so long after its end."
+    )
+    generator_device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    generator_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of a model in a generator's memory; auto = bfloat16 on a GPU, else float32."
+    )
+    generator_threads: int | None = Field(None, ge=1, description="CPU threads of a generator; None = torch's default.")
+    generator_models: int = Field(2, ge=1, description="Models a generator keeps in memory.")
+    generator_max_bytes: int | None = Field(None, ge=1, description="Bytes of their weights; None = any.")
+    generator_cache_bytes: int = Field(
+        64 << 30, ge=0, description="Disk for checkpoints a generator has fetched; the one in use may exceed it."
+    )
+    generator_batch: int = Field(8, ge=1, le=64, description="Completions a generator decodes at once.")
+    generator_stall_s: float = Field(300, gt=0, description="A process that answers nothing for so long is restarted.")
+    generator_idle_s: float = Field(
+        600, gt=0, description="Without requests for so long, a generator frees its memory."
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

@@ -185,6 +185,7 @@ def install() -> bool:
     module.ValidationError, module.ConfigDict = ValidationError, dict
     module.model_validator, module.field_validator = _model_validator, _field_validator
     module.AfterValidator = lambda function: function
+    module.StringConstraints = lambda **_: None
     module.ValidationInfo = object
     sys.modules["pydantic"] = module
     return True

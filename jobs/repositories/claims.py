@@ -26,6 +26,7 @@ class Claim:
     epoch: int
     recipe: dict[str, Any]
     model: str
+    """Id of the base model."""
     training_file: str
     validation_file: str | None
     resume_checkpoint_id: str | None
@@ -38,6 +39,8 @@ class Claim:
     gpu_type: str | None = None
     runtime_left_s: float | None = None
     """Seconds until its deadline, 0 when that is over; None without one."""
+    start_checkpoint_id: str | None = None
+    """The checkpoint whose weights it starts from instead of the base model's."""
     oom_step: int | None = None
     """Step at which an earlier attempt ran out of memory and since which no checkpoint was made."""
 
@@ -91,7 +94,7 @@ def _take(session: Session, job_id: str, worker_id: str, lease_s: float, host: s
         project_id=job.project_id,
         epoch=job.epoch,
         recipe=job.recipe,
-        model=job.model,
+        model=job.base,
         training_file=job.training_file,
         validation_file=job.validation_file,
         resume_checkpoint_id=job.resume_checkpoint_id,
@@ -102,5 +105,6 @@ def _take(session: Session, job_id: str, worker_id: str, lease_s: float, host: s
         gpus=job.gpus,
         gpu_type=job.gpu_type,
         runtime_left_s=None if job.max_runtime_s is None else max(job.max_runtime_s - runtime_s, 0.0),
+        start_checkpoint_id=job.start_checkpoint_id,
         oom_step=ooms[0] if ooms else None,
     )

@@ -13,10 +13,12 @@ from jobs.context import Context
 from jobs.errors import InvalidRequest
 from jobs.services.grading import parts, resources
 
+INVALID = "invalid_grader"
+
 
 @contextmanager
 def located(prefix: str, code: str) -> Iterator[None]:
-    """Faults of a grader become the request's: the grader stands at `prefix`, and a specification's fault has `code`.
+    """Faults of a grader become the request's. It stands at `prefix`; one of a type that cannot run here has `code`.
 
     Raises:
         InvalidRequest: instead of it, and of SpecError.
@@ -25,8 +27,11 @@ def located(prefix: str, code: str) -> Iterator[None]:
         yield
     except (InvalidRequest, SpecError) as fault:
         param = f"{prefix}.{fault.param}" if fault.param else prefix
-        kind = fault.code if isinstance(fault, InvalidRequest) else code
-        raise InvalidRequest(fault.message, param, kind) from fault
+        if isinstance(fault, InvalidRequest):
+            code = fault.code
+        elif not param.endswith("type"):
+            code = INVALID
+        raise InvalidRequest(fault.message, param, code) from fault
 
 
 def require(ctx: Context, project_id: str, spec: AnyGraderSpec) -> Resources:

@@ -120,6 +120,13 @@ class TestRun:
         assert (unknown["param"], unknown["code"]) == ("grader.model", "model_not_found")
         assert "rm" in unknown["message"]
 
+    def test_a_source_that_is_no_python(self, service: Service) -> None:
+        python = {"type": "python", "source": "def grade(sample, item)\n    return 1"}
+        for path, more in ((f"{URL}/run", {"model_sample": "4"}), (f"{URL}/validate", {})):
+            error = post(service, path, {"grader": python, **more}, 400)
+            assert (error["param"], error["code"]) == ("grader.source", "invalid_grader")
+            assert error["message"].startswith("line 1: ")
+
     def test_what_it_names_must_exist(self, service: Service) -> None:
         judge = {"type": "score_model", "name": "j", "model": "gpt", "input": [{"role": "user", "content": "?"}]}
         error = post(service, f"{URL}/run", {"grader": judge, "model_sample": "4"}, 400)

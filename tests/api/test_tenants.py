@@ -38,7 +38,7 @@ UNKNOWN = {
     "audit_id": new_id(AUDIT),
     "path": "model.safetensors",
     "model": "ft:none",
-    "name": "NONE",
+    "name": "none",
 }
 """Ids of nothing, of each kind. An operation with another kind of parameter fails the test until it stands here."""
 
@@ -262,6 +262,6 @@ def _body(operation: dict[str, Any], tenants: Tenants) -> dict[str, Any]:
     if name.startswith("update_checkpoint"):
         return {"json": {"pinned": True}}
     if name.startswith("create_grader_version"):
-        grader = {"type": "length", "name": "short", "maximum": 9}
+        grader = {"type": "string_check", "name": "g", "operation": "eq", "input": "a", "reference": "a"}
         return {"json": {"grader": grader}}
     return {"json": {}}

@@ -134,8 +134,9 @@ def test_the_end_waits_for_no_writer_that_hangs() -> None:
     hanging.start()
     assert len(os.read(reader, 1)) == 1  # it is in the middle of its line
     records.end(ExitCode.CANCELLED)
-    while hanging.is_alive():
-        os.read(reader, 100_000)
+    while not os.read(reader, 100_000).endswith(b"\n"):  # the one end of a line there is
+        pass
+    hanging.join()
     os.close(writer)
     os.close(reader)
 

@@ -54,7 +54,9 @@ class TestOneSample:
         assert request.headers["content-type"] == "application/json"
         assert (request.headers["authorization"], request.headers["x-a"]) == (f"Bearer {TOKEN}", "b")
         assert "webhook-signature" not in request.headers
-        assert body == {"sample": {"output_text": "out"}, "item": {"a": [1, "ä"]}, "trace_id": body["trace_id"]}
+        choice = {"index": 0, "message": {"role": "assistant", "content": "out"}}
+        sample = {"output_text": "out", "output_tools": [], "choices": [choice]}
+        assert body == {"sample": sample, "item": {"a": [1, "ä"]}, "trace_id": body["trace_id"]}
         assert uuid.UUID(body["trace_id"]).version == 4
         assert (grade.score, grade.solved, grade.error, grade.sub_scores) == (0.25, False, None, {"mine": 0.25})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
@@ -88,6 +88,12 @@ AnySingleGraderSpec = (
     | GraderRefSpec
 )
 SingleGraderSpec = Annotated[AnySingleGraderSpec, Field(discriminator="type")]
+_SELF_NAMED = frozenset(
+    spec.model_fields["type"].default
+    for spec in get_args(AnySingleGraderSpec)
+    if spec.model_fields["type"].default in spec.model_fields
+)
+"""Types with a field of the same name: in the place of an error their tag looks like that field."""
 
 
 class MultiSpec(GraderBase):
@@ -145,7 +151,7 @@ def wire_path(loc: Sequence[str | int], source: Any) -> str:
         if isinstance(value, Mapping):
             if part not in value and (part == value.get("type") or _MEMBER.search(str(part))):
                 continue
-            if part == value.get("type") and not tagged and place + 1 < len(loc):  # json_schema has such a field too
+            if part in _SELF_NAMED and part == value.get("type") and not tagged and place + 1 < len(loc):
                 tagged = True
                 continue
             value, tagged = value.get(part), False

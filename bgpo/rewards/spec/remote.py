@@ -30,7 +30,7 @@ class EndpointSpec(GraderBase):
     )
     signing_secret: SecretName | None = Field(None, description="Stored secret that requests are signed with (HMAC).")
     range: Range | None = Field(None, description="Scores are clipped to it.")
-    timeout_seconds: float = Field(30.0, gt=0, le=120, description="Of one request.")
+    timeout_seconds: float = Field(30.0, gt=0, le=120, description="Of one request, repetitions included.")
     concurrency: int = Field(8, ge=1, le=32, description="Requests at a time.")
     requests_per_minute: int | None = Field(None, ge=1, description="None: no limit.")
 

@@ -195,12 +195,15 @@ def test_the_gradient_is_that_of_the_closed_objective(algorithm: str, off_policy
     spec = method(algorithm=algorithm, micro_batch=3, **fields)
     scored = score(spec)
     before = nearby(policy) if off_policy else None
+    if before is not None:
+        # The rounding of terms of size 50 is exponentiated; that of the networks, each processor's own, need not be.
+        policy.model.double()
+        before.model.double()
     old = None if before is None else stored_values(before, scored, spec)
     found, result = accumulated(policy, scored, spec, old)
     expected = plain_loss(policy, scored, spec, before)
     expected.backward()
-    # Off-policy the rounding of terms of size 50 is exponentiated.
-    close(found, gradients(policy), 2e-5 if off_policy else 1e-6)
+    close(found, gradients(policy), 5e-6 if off_policy else 1e-6)
     assert float(result.loss) == pytest.approx(float(expected.detach()), rel=1e-4, abs=1e-6)
     assert result.finite_R.all()
     plain = Plain(policy, scored, "none")
