@@ -15,7 +15,7 @@ from jobs.base import Base
 from jobs.tenant_tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT  # importing it declares its tables, too
 
 __all__ = ["DEFAULT_ORGANIZATION", "DEFAULT_PROJECT", "SCHEMA", "Base"]
-SCHEMA = "0007"
+SCHEMA = "0006"
 """The newest migration."""
 
 

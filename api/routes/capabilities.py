@@ -39,7 +39,7 @@ class SandboxObject(BaseModel):
     problem: str | None
 
 
-class LimitsObject(BaseModel):
+class CapabilityLimits(BaseModel):
     """What one request, file or job may be."""
 
     body_bytes: int
@@ -69,7 +69,7 @@ class CapabilitiesObject(BaseModel):
     reward_models: list[str]
     webhooks: bool
     sandbox: SandboxObject
-    limits: LimitsObject
+    limits: CapabilityLimits
     project_limits: ProjectLimits = Field(description="Of the caller's project; null: none.")
 
 
@@ -95,9 +95,9 @@ def show_capabilities(request: Request, ctx: Ctx, project: ReadsModels) -> Capab
     )
 
 
-def _limits(ctx: Context) -> LimitsObject:
+def _limits(ctx: Context) -> CapabilityLimits:
     settings = ctx.settings
-    return LimitsObject(
+    return CapabilityLimits(
         body_bytes=MAX_BODY_BYTES,
         file_bytes=settings.max_file_bytes,
         line_bytes=settings.max_line_bytes,

@@ -120,19 +120,22 @@ def page(
     return list(session.scalars(statement))
 
 
-_NAMED = (Job.tuned_model_deleted_at.is_(None), Job.deleted_at.is_(None))
-
-
 def succeeded(session: Session, project_id: str) -> list[Job]:
-    """All jobs that made a model which is not deleted, oldest first."""
-    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, *_NAMED)
+    """All jobs that made a model, which is not deleted, nor the job, oldest first."""
+    where = (
+        Job.project_id == project_id,
+        Job.state == State.SUCCEEDED,
+        Job.tuned_model_deleted_at.is_(None),
+        Job.deleted_at.is_(None),
+    )
     return list(session.scalars(sa.select(Job).where(*where).order_by(Job.created_at, Job.id)))
 
 
 def by_tuned_model(session: Session, project_id: str, name: str) -> Job | None:
     """The succeeded job that made this model."""
-    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, *_NAMED)
-    return session.scalar(sa.select(Job).where(*where, Job.tuned_model == name))
+    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, Job.tuned_model == name)
+    present = (Job.tuned_model_deleted_at.is_(None), Job.deleted_at.is_(None))
+    return session.scalar(sa.select(Job).where(*where, *present))
 
 
 def delete_tuned_model(session: Session, job_id: str) -> None:
