@@ -48,6 +48,8 @@ class SpecificationObject(BaseModel):
     object: Literal["fine_tuning.job.spec"] = "fine_tuning.job.spec"
     job: str
     source_job: str | None
+    model: str = Field(description="What the job started from: the base model, or a tuned one or checkpoint.")
+    lineage: list[dict[str, Any]] = Field(description="The models a tuned one descends from, the nearest first.")
     seed: int
     run: dict[str, Any] = Field(
         description="What `python -m bgpo.run` takes, with names to replace in model, train_data, validation_data and "
@@ -66,6 +68,8 @@ def specification_object(found: Specification) -> SpecificationObject:
     return SpecificationObject(
         job=job.id,
         source_job=job.source_job_id,
+        model=job.model,
+        lineage=job.lineage or [],
         seed=job.seed,
         run=found.run,
         files={
@@ -78,7 +82,7 @@ def specification_object(found: Specification) -> SpecificationObject:
             for param, file in found.files.items()
         },
         base_model=SpecModel(
-            id=job.model,
+            id=job.base,
             config_sha256=model.config_sha256 if model is not None else None,
             files=[SpecModelFile(path=path, bytes=size) for path, size in sizes.items()],
         ),

@@ -31,7 +31,11 @@ def finished(session: Session, model: str, gpu_type: str | None, *, limit: int =
     mine = (Metric.job_id == Attempt.job_id, Metric.epoch == Attempt.epoch, Metric.split == "train", Metric.step > 0)
     steps = sa.select(sa.func.count(Metric.step.distinct())).where(*mine).correlate(Attempt).scalar_subquery()
     seconds = Attempt.ended_at - Attempt.started_at
-    where = [Job.model == model, Job.deleted_at.is_(None), Attempt.ended_at.is_not(None)]
+    where = [
+        sa.func.coalesce(Job.base_model, Job.model) == model,
+        Job.deleted_at.is_(None),
+        Attempt.ended_at.is_not(None),
+    ]
     if gpu_type is not None:
         where.append(Job.gpu_type == gpu_type)
     statement = sa.select(Job.recipe, Job.gpus, seconds, steps).join(Job, Job.id == Attempt.job_id).where(*where)

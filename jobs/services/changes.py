@@ -70,8 +70,9 @@ def delete(ctx: Context, project_id: str, job_id: str) -> None:
             raise InvalidRequest(f"Its checkpoint {pinned.id} is pinned: unpin it first.", "id", "checkpoint_pinned")
         ids = [row.id for row in rows]
         in_use = checkpoints.resumed_from(session, ids, states=set(State) - TERMINAL)
+        in_use |= checkpoints.started_from(session, ids)
         if in_use:
-            message = f"An unfinished job goes on from its checkpoint {min(in_use)}: cancel that job first."
+            message = f"An unfinished job goes on or starts from its checkpoint {min(in_use)}: cancel that job first."
             raise InvalidRequest(message, "id", "checkpoint_in_use")
         checkpoints.remove(session, ids)
         changes.erase(session, job_id)

@@ -107,7 +107,7 @@ def _row(
     source: Job | None,
 ) -> Job:
     project_id = wanted.project_id
-    start = _start(ctx, session, project_id, body, method)
+    start = start_of(ctx, session, project_id, body, method)
     train = dataset(session, project_id, body.training_file, "training_file", method)
     valid = None
     if body.validation_file is not None:
@@ -143,9 +143,9 @@ def _row(
     )
 
 
-def _start(ctx: Context, session: Session, project_id: str, body: CreateJob, method: Method) -> dict[str, Any]:
+def start_of(ctx: Context, session: Session, project_id: str, body: CreateJob, method: Method) -> dict[str, Any]:
     """The columns that say which weights a job starts from. A checkpoint is held, so that nobody deletes it before the
-    job exists."""
+    job exists. Raises NotFound, InvalidRequest."""
     weights = tuned_models.resolve(ctx, session, project_id, body.model)
     if weights.checkpoint is None or weights.job is None:
         return {"model": body.model, "base_model": None}

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from bgpo.errors import BgpoError
 from jobs.context import Context
 from jobs.errors import InvalidRequest, ServiceError
-from jobs.services import scheduling
-from jobs.services.create import dataset, require_model, tried_grader
+from jobs.services import scheduling, tuned_models
+from jobs.services.create import dataset, start_of, tried_grader
 from jobs.services.quotas import require_job
 from jobs.services.trial import Note
 from jobs.wire.base import explain
@@ -65,11 +65,14 @@ def check(ctx: Context, project_id: str, given: Mapping[str, Any]) -> Report:
 
 
 def _check(ctx: Context, project_id: str, body: CreateJob, found: _Problems) -> Report:
-    found.of(lambda: require_model(ctx, body.model))
     method = found.of(lambda: method_of(body))
     found.of(lambda: scheduling.check_gpus(ctx, body.rl.resources.gpus))
     found.of(lambda: scheduling.check_webhook(ctx, body.rl.webhook_url))
     with ctx.db.read() as session:
+        if method is None:
+            found.of(lambda: tuned_models.resolve(ctx, session, project_id, body.model))
+        else:
+            found.of(lambda: start_of(ctx, session, project_id, body, method))
         found.of(lambda: require_job(ctx, session, project_id))
         rows = [_rows(session, project_id, getattr(body, param), param, method, found) for param in _FILES]
     if method is None:
@@ -92,9 +95,9 @@ def _check(ctx: Context, project_id: str, body: CreateJob, found: _Problems) -> 
 
 def _check_loosely(ctx: Context, project_id: str, given: Mapping[str, Any], found: _Problems) -> None:
     model = given.get("model")
-    if isinstance(model, str) and model and not found.concern("model"):
-        found.of(lambda: require_model(ctx, model))
     with ctx.db.read() as session:
+        if isinstance(model, str) and model and not found.concern("model"):
+            found.of(lambda: tuned_models.resolve(ctx, session, project_id, model))
         for param in _FILES:
             file_id = given.get(param)
             if isinstance(file_id, str) and not found.concern(param):

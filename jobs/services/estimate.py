@@ -18,17 +18,18 @@ from pydantic import ValidationError
 from bgpo.rewards.spec import AnyGraderSpec, LabelModelSpec, ScoreModelSpec
 from bgpo.spec import Recipe
 from jobs import footprint
+from jobs.artifacts import Manifest, model_files
 from jobs.context import Context
-from jobs.errors import NotFound
 from jobs.footprint import Range, Shape
 from jobs.repositories import files, history, workers
 from jobs.repositories.history import Past
 from jobs.repositories.queue import LIVE_S
-from jobs.services import scheduling
+from jobs.services import scheduling, tuned_models
 from jobs.services.create import dataset, rows_of
 from jobs.services.grader_check import located
 from jobs.services.grading import parts
 from jobs.services.stored_graders import resolve
+from jobs.services.tuned_models import Weights
 from jobs.tables import File, Worker
 from jobs.wire.recipe import build, method_of
 from jobs.wire.request import PRIORITIES, CreateJob
@@ -85,9 +86,6 @@ class Estimate:
 
 def estimate(ctx: Context, project_id: str, body: CreateJob) -> Estimate:
     """The estimate of a create body. Raises NotFound, InvalidRequest as `create` would; the grader is not tried."""
-    model = ctx.catalog.get(body.model)
-    if model is None:
-        raise NotFound(f"The model '{body.model}' does not exist.", "model", "model_not_found")
     method = method_of(body)
     where = scheduling.columns(ctx, body.rl)
     grader = None
@@ -96,16 +94,17 @@ def estimate(ctx: Context, project_id: str, body: CreateJob) -> Estimate:
             grader = resolve(ctx, project_id, method.block.grader).spec
     given = [(param, getattr(body, param)) for param in ("training_file", "validation_file")]
     with ctx.db.read() as session:
+        weights = tuned_models.resolve(ctx, session, project_id, body.model)
         rows = [dataset(session, project_id, id_, param, method)["rows"] if id_ else None for param, id_ in given]
         stored = [file for _, id_ in given if id_ and (file := files.get(session, project_id, id_))]
-        past = history.finished(session, body.model, body.rl.resources.gpu_type)
+        past = history.finished(session, weights.base.id, body.rl.resources.gpu_type)
         durations = history.durations(session)
         ahead, running = history.ahead(session, PRIORITIES[body.rl.priority], body.rl.resources.gpu_type)
         live = workers.live(session, LIVE_S)
     recipe, _ = build(body, body.seed or 0, rows[0] or 1, rows[1], grader)
     prompts = _prompt_tokens(rows_of(ctx, project_id, body.training_file))
     work = work_of(recipe, prompts, rows[1])
-    shape = footprint.shape_of(model.path)
+    shape = footprint.shape_of(weights.base.path)
     fitting = [one for one in live if one.gpus >= where["gpus"] and where["gpu_type"] in (None, one.gpu_type)]
     calls, tokens = _judging(grader, work, prompts)
     length = work.generated_tokens.high / work.graded_answers.high if work.graded_answers.high else 0
@@ -116,7 +115,7 @@ def estimate(ctx: Context, project_id: str, body: CreateJob) -> Estimate:
         optimizer_steps=Range(work.steps.low * per_step, work.steps.high * per_step),
         prompt_tokens=prompts,
         gpu_seconds=_gpu_seconds(recipe, prompts, work, past, shape, where["gpu_type"], fitting),
-        disk_bytes=_disk(shape, recipe, stored),
+        disk_bytes=_disk(shape, recipe, stored, weights),
         memory=footprint.memory_bytes(
             shape, recipe.model_dump(mode="json"), Range(prompts.low + length, prompts.high + length)
         ),
@@ -178,8 +177,10 @@ def _rates(kind: str, prompt_tokens: float, past: Sequence[Past]) -> list[float]
     return found
 
 
-def _disk(shape: Shape, recipe: Recipe, stored: Sequence[File]) -> int:
+def _disk(shape: Shape, recipe: Recipe, stored: Sequence[File], weights: Weights) -> int:
     inputs = sum(file.bytes for file in stored)
+    if weights.checkpoint is not None:
+        inputs += sum(file.bytes for file in model_files(Manifest.from_json(weights.checkpoint.manifest)))
     return footprint.disk_bytes(shape.bytes, shape.dtype, recipe.model_dump(mode="json"), inputs, 0)
 
 

@@ -56,7 +56,7 @@ def of_job(ctx: Context, project_id: str, job_id: str) -> Specification:
         found = {param: files.get(session, project_id, id_) for param, id_ in given.items()}
         known = {worker.id: worker.version for worker in workers.list(session)}
         tried = [(attempt, known.get(attempt.worker_id)) for attempt in attempts.of_job(session, job_id)]
-    base = ctx.catalog.get(job.model)
+    base = ctx.catalog.get(job.base)
     return Specification(
         job=job,
         run=_run(job),

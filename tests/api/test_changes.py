@@ -113,7 +113,7 @@ class TestDelete:
         job_id, checkpoint = self.ended(service, tmp_path / "c")
         other = service.create()["id"]
         with service.http() as http:
-            used = http.get("/v1/usage").json()
+            used = http.get("/v1/usage").json()["jobs"]
             assert http.get(f"{URL}/{job_id}").status_code == 200
             assert http.delete(f"{URL}/{job_id}").json() == {"id": job_id, "object": "fine_tuning.job", "deleted": True}
             for path in ("", "/events", "/metrics", "/samples", "/checkpoints", "/attempts", "/events/stream", "/wait"):
@@ -124,7 +124,8 @@ class TestDelete:
             error_of(http.delete(f"{URL}/{job_id}"), 404)
             error_of(http.get(f"/v1/fine_tuning/checkpoints/{checkpoint}"), 404)
             assert [job["id"] for job in http.get(URL).json()["data"]] == [other]
-            assert http.get("/v1/usage").json() == used
+            assert http.get("/v1/usage").json()["jobs"] == used
+            assert [entry["judge_tokens"] for entry in used] == [70]
         assert list(service.ctx.store.walk("checkpoints")) == []
         with service.ctx.db.read() as session:
             assert session.scalars(sa.select(Event.id).where(Event.job_id == job_id)).all() == []
@@ -153,6 +154,10 @@ class TestDelete:
             assert (error["code"], "queued" in error["message"]) == ("invalid_state", True)
             assert http.get(url).status_code == 200
             http.post(f"{URL}/{successor}/cancel")
+            started = service.create(model=checkpoint)["id"]
+            assert error_of(http.delete(f"{URL}/{job_id}"))["code"] == "checkpoint_in_use"
+            assert http.get(f"{URL}/{started}/spec").json()["lineage"][0]["checkpoint"] == checkpoint
+            http.post(f"{URL}/{started}/cancel")
             assert http.delete(f"{URL}/{job_id}").status_code == 200
             assert http.get(f"{URL}/{successor}").json()["rl"]["source_job"] == job_id
 

@@ -188,6 +188,17 @@ class TestEstimate:
         assert queue(resources={"gpus": 2})["workers"] == 0
         assert queue()["wait_seconds"]["basis"] == "unknown"  # both ahead take the idle one, and nothing ever ran
 
+    def test_a_checkpoint_is_a_model(self, service: Service, tmp_path: Path) -> None:
+        plain = post(service, "estimate", self.body(service))
+        (tmp_path / "checkpoint").mkdir()
+        (tmp_path / "checkpoint" / "model.safetensors").write_bytes(bytes(600))
+        checkpoint = service.checkpoint(service.claim(service.create()["id"]), 2, tmp_path / "checkpoint")
+        body = self.body(service, model=checkpoint)
+        assert post(service, "validate", body)["valid"]
+        found = post(service, "estimate", body)
+        assert found["disk_bytes"] == plain["disk_bytes"] + 600
+        assert found["peak_memory_bytes"] == plain["peak_memory_bytes"]
+
     def test_what_is_wrong_is_an_error_as_in_create(self, service: Service) -> None:
         with service.http() as http:
             for changes, status in (({"model": "gpt"}, 404), ({"training_file": "file-none"}, 400), ({"x": 1}, 400)):

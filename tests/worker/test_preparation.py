@@ -265,7 +265,7 @@ def prepared(context: WorkerContext, db: Database) -> tuple[dict[str, Any], Path
     preparation = Preparation(context, claim, workdir)
     preparation.start()
     preparation.join(60)
-    assert preparation.result() is None
+    assert preparation.result().resumed_step is None
     return json.loads(workdir.spec.read_text()), workdir.path
 
 
