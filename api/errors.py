@@ -24,7 +24,8 @@ class ErrorBody(BaseModel):
 
     message: str = Field(description="For people: what is wrong and what to change.")
     type: str = Field(
-        description="`invalid_request_error`, `server_error` from status 500 on, or `insufficient_quota` (429)."
+        description="`invalid_request_error`, `server_error` from status 500 on; of 429 what is exceeded: "
+        "`insufficient_quota`, `requests` or `tokens`."
     )
     param: str | None = Field(description="Dotted path of the offending parameter.")
     code: str | None = Field(description="For programs: stable.")
@@ -38,8 +39,10 @@ class ErrorEnvelope(BaseModel):
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "The request is wrong; `param` says where."},
-    401: {"model": ErrorEnvelope, "description": "No key or a wrong one."},
+    401: {"model": ErrorEnvelope, "description": "No key, a wrong one, or one that has expired or was revoked."},
+    403: {"model": ErrorEnvelope, "description": "The key lacks the scope this needs."},
     404: {"model": ErrorEnvelope, "description": "No such object."},
+    429: {"model": ErrorEnvelope, "description": "Too many requests, or beyond a quota; `Retry-After` says how long."},
     "default": {"model": ErrorEnvelope, "description": "Any other error."},
 }
 """For all routers; with a default FastAPI documents no 422, which this service never sends."""
@@ -60,14 +63,19 @@ def envelope(
     return JSONResponse({"error": error}, status, headers=dict(headers or {}))
 
 
+def envelope_of(error: ServiceError) -> JSONResponse:
+    """The response a request ends with because of `error`."""
+    return envelope(
+        error.status, error.message, param=error.param, code=error.code, headers=error.headers, type=error.type
+    )
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers; `api.middleware` answers for exceptions nobody planned."""
 
     @app.exception_handler(ServiceError)
     def service_error(request: Request, error: ServiceError) -> JSONResponse:
-        return envelope(
-            error.status, error.message, param=error.param, code=error.code, headers=error.headers, type=error.type
-        )
+        return envelope_of(error)
 
     @app.exception_handler(InvalidInput)
     def invalid_input(request: Request, error: InvalidInput) -> JSONResponse:

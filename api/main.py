@@ -11,10 +11,30 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from api import errors
-from api.auth import check_exposure
+from api.audit import AuditMiddleware
+from api.auth import AuthMiddleware, check_exposure
+from api.completions import Waiters
+from api.keyring import Keyring
 from api.middleware import RequestMiddleware
 from api.poll import PollMiddleware, Polls
-from api.routes import checkpoints, files, graders, health, jobs, models, progress, queue, secrets, webhooks
+from api.rates import Rates
+from api.routes import (
+    base_models,
+    chat,
+    checkpoints,
+    files,
+    graders,
+    health,
+    jobs,
+    models,
+    organization,
+    permissions,
+    progress,
+    queue,
+    secrets,
+    usage,
+    webhooks,
+)
 from jobs.context import Context
 from jobs.services.sweep import sweep_scratch
 from jobs.settings import Settings
@@ -48,8 +68,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.stopping = threading.Event()
     errors.install(app)
     app.add_middleware(PollMiddleware)
+    app.add_middleware(AuditMiddleware)
+    app.add_middleware(AuthMiddleware)
     app.add_middleware(RequestMiddleware)  # the last one added is the outermost
-    for part in (files, jobs, progress, checkpoints, graders, secrets, webhooks, queue, models, health):
+    for part in (
+        files,
+        jobs,
+        progress,
+        permissions,
+        checkpoints,
+        graders,
+        secrets,
+        webhooks,
+        queue,
+        models,
+        base_models,
+        chat,
+        usage,
+        organization,
+        health,
+    ):
         app.include_router(part.router)
     return app
 
@@ -60,6 +98,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.context = Context.open(settings)
     sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)  # no worker need share this machine
     app.state.polls = Polls(app.state.context.db)
+    app.state.rates = Rates(settings.redis_url.get_secret_value())
+    app.state.keyring = Keyring(app.state.context, app.state.rates)
+    app.state.waiters = Waiters(app.state.context, app.state.stopping)
     yield
+    app.state.waiters.close()
+    await app.state.rates.close()
     app.state.polls.close()
     app.state.context.close()

@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import exchange
 from api.drain import drain
 from api.errors import envelope
-from jobs.tables import DEFAULT_ORGANIZATION
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
@@ -24,7 +24,6 @@ API_VERSION = "2020-10-01"
 """The version OpenAI's API states."""
 _FIXED_HEADERS = (
     (b"openai-version", API_VERSION.encode()),
-    (b"openai-organization", DEFAULT_ORGANIZATION.encode()),
     (b"x-content-type-options", b"nosniff"),
 )
 _UPLOADS = ("/v1/files",)
@@ -50,6 +49,7 @@ class _Exchange:
     def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         self._app, self._scope, self._receive, self._send = app, scope, receive, send
         self._request_id = f"req_{uuid.uuid4().hex}"
+        self._exchange = exchange.begin(scope, self._request_id)
         self._began = time.monotonic()
         self._started = False
         self._received = 0
@@ -93,7 +93,9 @@ class _Exchange:
             self._started = True
             took_ms = int((time.monotonic() - self._began) * 1000)
             own = ((b"x-request-id", self._request_id.encode()), (b"openai-processing-ms", b"%d" % took_ms))
-            message["headers"] = [*message.get("headers", ()), *own, *_FIXED_HEADERS]
+            message["headers"] = [*message.get("headers", ()), *own, *_FIXED_HEADERS, *self._exchange.headers]
+            if (caller := self._exchange.caller) is not None:
+                message["headers"].append((b"openai-organization", caller.organization_id.encode()))
         await self._send(message)
 
 

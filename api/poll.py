@@ -27,12 +27,10 @@ from typing import cast
 
 import structlog
 from fastapi import FastAPI
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import authenticate
+from api.exchange import exchange_of
 from jobs.db import Database
-from jobs.errors import ServiceError
 from jobs.ids import JOB, is_id
 from jobs.repositories import polls
 from jobs.repositories.polls import Version
@@ -201,10 +199,9 @@ def _polled(scope: Scope) -> str | None:
 
 
 def _project(scope: Scope) -> str | None:
-    try:
-        return authenticate(Request(scope))
-    except ServiceError:  # the application says what is wrong
-        return None
+    """The caller's project, if the key may read jobs; if not, the application says what is wrong."""
+    caller = exchange_of(scope).caller
+    return caller.project_id if caller is not None and "jobs:read" in caller.scopes else None
 
 
 def _depends_on_its_row(version: Version) -> bool:

@@ -284,6 +284,9 @@ class RunSpec(Recipe):
     """A recipe with the paths and device of one run."""
 
     model: str = Field(description="Directory of the checkpoint to start from.")
+    adapter_base: str | None = Field(
+        None, description="Directory of the base model, where `model` holds a LoRA adapter only: they are merged."
+    )
     train_data: str = Field(description="JSONL file.")
     validation_data: str | None = None
     output_dir: str = Field(description="Checkpoints go to <output_dir>/checkpoints/step-NNNNNN.")

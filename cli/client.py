@@ -85,6 +85,24 @@ class Service:
         found: list[dict[str, Any]] = self._json("GET", "organization/workers")["data"]
         return found
 
+    def chat(self, body: dict[str, Any]) -> Iterator[str]:
+        """The pieces of a streamed answer. Raises CliError."""
+        try:
+            with self._http.stream("POST", "chat/completions", json=body | {"stream": True}, timeout=600) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _failure(response)
+                for line in response.iter_lines():
+                    event = line.removeprefix("data: ")
+                    if event == line or event == "[DONE]":  # a comment, or nothing
+                        continue
+                    chunk = json.loads(event)
+                    if "error" in chunk:
+                        raise CliError(f"{chunk['error']['message']} (code {chunk['error']['code']})")
+                    yield from (choice["delta"].get("content", "") for choice in chunk["choices"])
+        except httpx2.TransportError as error:
+            raise CliError(f"the service at {self.url} does not answer: {error}") from error
+
     def pin(self, checkpoint_id: str, pinned: bool) -> dict[str, Any]:
         """Pin or unpin a checkpoint."""
         return self._json("PATCH", f"fine_tuning/checkpoints/{checkpoint_id}", json={"pinned": pinned})
@@ -162,8 +180,16 @@ class Service:
             raise CliError(f"{relative} arrived damaged: its sha256 is not that of the manifest")
         unfinished.rename(path)
 
-    def _pages(self, url: str) -> Iterator[dict[str, Any]]:
-        params: dict[str, Any] = {"limit": 100}
+    def call(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+        """The JSON object a path below /v1 answers with. Raises CliError."""
+        return self._json(method, url, **options)
+
+    def all_of(self, url: str, **params: Any) -> list[dict[str, Any]]:
+        """All objects of a list."""
+        return [*self._pages(url, **params)]
+
+    def _pages(self, url: str, **params: Any) -> Iterator[dict[str, Any]]:
+        params = params | {"limit": 100}
         while True:
             page = self._json("GET", url, params=params)
             yield from page["data"]

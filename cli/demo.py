@@ -67,7 +67,7 @@ def run_demo(home: Path, example: Path, console: Console, *, train_rows: int = 4
         for leftover in (stack_home, checkpoint):
             shutil.rmtree(leftover, ignore_errors=True)
         train, held_out = _generate(home, train_rows, held_out_rows)
-        stack = Stack(stack_home, env=_TRAINER, drain=False)
+        stack = Stack(stack_home, env=_TRAINER, drain=False, chat=False)
         with stack, Service(stack.url) as service:
             console.print(f"service ready at {stack.url}, logs in {stack.logs}", highlight=False, soft_wrap=True)
             job, evaluations = _train(service, example, train, held_out, console, stack.check)

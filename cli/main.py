@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import checkpoints, doctor, graders, jobs, local, queue
+from cli.commands import admin, chat, checkpoints, doctor, graders, jobs, local, queue
 
-__all__ = ["app", "checkpoints", "doctor", "graders", "jobs", "local", "queue"]  # importing them adds their commands
+__all__ = [  # importing them adds their commands
+    "admin",
+    "app",
+    "chat",
+    "checkpoints",
+    "doctor",
+    "graders",
+    "jobs",
+    "local",
+    "queue",
+]
 
 if __name__ == "__main__":
     app()

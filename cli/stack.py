@@ -1,4 +1,5 @@
-"""The embedded stack in one home folder: a private Redis, the database schema, the API and workers, as child processes.
+"""The embedded stack in one home folder: a private Redis, the database schema, the API, workers and a generator, as
+child processes.
 
 `with Stack(...) as stack` returns when the API answers. `stack.check()` raises when a part died; leaving the block
 stops every part, whatever the reason: workers first, which lets their trainers write a checkpoint, Redis last. A
@@ -30,7 +31,7 @@ from cli.secret import webhook_secret
 
 DEFAULT_PORT = 8000
 _READY_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = {"redis": 5.0, "api": 15.0}  # a worker's is its trainer's grace and some
+_STOP_TIMEOUT_S = {"redis": 5.0, "api": 15.0, "generator": 30.0}  # a worker's is its trainer's grace and some
 _WORKER_STOP_TIMEOUT_S = 120.0
 
 
@@ -58,8 +59,12 @@ class Stack:
         workers: int = 1,
         env: dict[str, str] | None = None,
         drain: bool = True,
+        chat: bool = True,
     ) -> None:
-        """`env` is added to the parts' environment. Without `drain` trainers are killed on leaving, saving nothing."""
+        """`env` is added to the parts' environment. Without `drain` trainers are killed on leaving, saving nothing.
+
+        `chat`: also a generator, which answers chat completions. It takes memory only once it is asked.
+        """
         self.home = Home(home)
         self.logs = self.home.path / "logs"
         self.port = port
@@ -67,6 +72,7 @@ class Stack:
         self._workers = workers
         self._extra_env = env or {}
         self._drain = drain
+        self._chat = chat
         self._parts: list[Part] = []
 
     def __enter__(self) -> Self:
@@ -118,6 +124,8 @@ class Stack:
         self._add("api", "api", env)
         for number in range(1, self._workers + 1):
             self._add(f"worker-{number}" if self._workers > 1 else "worker", "worker", env)
+        if self._chat:
+            self._add("generator", "worker.generator", {"BGPO_GENERATOR_THREADS": env["BGPO_TRAINER_THREADS"]} | env)
         self.url = f"http://{LOOPBACK}:{port}"
         self._await_ready()
 

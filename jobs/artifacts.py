@@ -197,6 +197,17 @@ class ArtifactStore:
         return ArtifactError(f"stored object {key} is missing")
 
 
+def is_adapter_only(manifest: Manifest) -> bool:
+    """Whether a model is loaded from this checkpoint and its base model together."""
+    return not any(file.kind == "weights" and "/" not in file.path for file in manifest.files)
+
+
+def model_files(manifest: Manifest) -> list[ManifestFile]:
+    """What a model is loaded from: no trainer's state, and no adapter beside weights it is merged into."""
+    unused = {"trainer_state"} if is_adapter_only(manifest) else {"trainer_state", "adapter"}
+    return [file for file in manifest.files if file.kind not in unused]
+
+
 def _checked(key: str) -> str:
     parts = PurePosixPath(key).parts
     if not parts or key.startswith("/") or ".." in parts or "\\" in key or "\x00" in key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs.artifacts import ArtifactStore
+from jobs.bell import CompletionBell
 from jobs.db import Database
 from jobs.doorbell import Doorbell
 from jobs.services.models import Catalog
@@ -20,6 +21,7 @@ class Context:
     db: Database
     store: ArtifactStore
     doorbell: Doorbell
+    bell: CompletionBell
     catalog: Catalog
     grader_slots: Slots
     """Graders that this process runs."""
@@ -33,6 +35,7 @@ class Context:
             db=Database(settings.database_url),
             store=ArtifactStore(settings.artifacts_url),
             doorbell=Doorbell(settings.redis_url.get_secret_value()),
+            bell=CompletionBell(settings.redis_url.get_secret_value()),
             catalog=Catalog(settings.model_root),
             grader_slots=Slots(settings.grader_runs),
         )
@@ -41,3 +44,4 @@ class Context:
         """Close what keeps connections."""
         self.db.dispose()
         self.doorbell.close()
+        self.bell.close()

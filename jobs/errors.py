@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from bgpo.errors import BgpoError
@@ -50,7 +51,7 @@ class InvalidState(InvalidRequest):
 
 
 class Unauthorized(ServiceError):
-    """No key or a wrong one."""
+    """No key, a wrong one, or one that is no longer good."""
 
     status = 401
     code = "invalid_api_key"
@@ -61,7 +62,7 @@ class Unauthorized(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The request comes from where it may not come from."""
+    """The request comes from where it may not come from, or its key may not do this."""
 
     status = 403
     code = "insufficient_permissions"
@@ -95,6 +96,23 @@ class InsufficientQuota(ServiceError):
     @property
     def headers(self) -> Mapping[str, str]:
         return {"x-should-retry": "false"}
+
+
+class RateLimited(ServiceError):
+    """Too many requests for now; the client should wait a little."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, wait_s: float, kind: str = "requests") -> None:
+        super().__init__(f"{message} Please try again in {max(math.ceil(wait_s), 1)}s.")
+        self.args = (message, wait_s, kind)
+        self.type = kind
+        self.wait_s = wait_s
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"retry-after": str(max(math.ceil(self.wait_s), 1))}
 
 
 class TooLarge(ServiceError):
@@ -132,3 +150,37 @@ class Unavailable(ServiceError):
 
     status = 503
     code = "unavailable"
+
+
+class NoCapacity(ServiceError):
+    """Nobody can take the request now; the client may try again."""
+
+    status = 503
+    code = "no_capacity"
+    retry_after_s = 5
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"retry-after": str(self.retry_after_s)}
+
+
+class TimedOut(ServiceError):
+    """The answer took too long; it would again, so clients must not retry by themselves."""
+
+    status = 504
+    code = "timeout"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}
+
+
+class GenerationFailed(ServiceError):
+    """No answer could be made; the request was tried again where that can help."""
+
+    status = 500
+    code = "generation_failed"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}

@@ -86,6 +86,11 @@ FAILURES: dict[str, Failure] = {
         "Free space there, then resume the job if it is paused, or retry it.",
         True,
     ),
+    "budget_exceeded": Failure(
+        "The project has used up its accelerator time or its judge tokens of this month.",
+        "Ask for a higher limit or wait for the next month, then resume the job.",
+        True,
+    ),
     "storage_unavailable": Failure(
         "The artifact store did not answer or refused a file.",
         "Have the operator check the artifact store, then retry the job.",

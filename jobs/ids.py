@@ -10,6 +10,8 @@ import re
 from uuid_utils import uuid7
 
 FILE, JOB, EVENT, CHECKPOINT, WEBHOOK, GRADER = "file-", "ftjob-", "ftevent-", "ftckpt_", "evt_", "grader-"
+PROJECT, PERMISSION, AUDIT = "proj_", "cp_", "audit_log-"
+COMPLETION = "chatcmpl-"
 _TAIL = re.compile(r"[0-9a-f]{32}")
 
 

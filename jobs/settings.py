@@ -80,6 +80,17 @@ class Settings(BaseSettings):
     )
     admin_key: SecretStr | None = Field(None, description="The key for /v1/organization; without any key, loopback.")
 
+    require_keys: bool = Field(False, description="Without BGPO_API_KEY, too, programs of this machine need a key.")
+    key_pepper: SecretStr | None = Field(
+        None, description="Base64 of 32 bytes: hashes stored API keys. None = a file under home."
+    )
+    key_cache_s: float = Field(5, ge=0, description="A revoked key may still be accepted for this long.")
+    auth_failures_per_minute: int = Field(120, ge=1, description="Refused keys of an address before it must wait.")
+    rate_read: int | None = Field(None, ge=1, description="GET requests of a project a minute; None = any number.")
+    rate_write: int | None = Field(None, ge=1, description="Other requests of a project a minute.")
+    rate_inference: int | None = Field(None, ge=1, description="Inference requests of a project a minute.")
+    rate_inference_tokens: int | None = Field(None, ge=1, description="Tokens of such requests a minute.")
+
     judges: dict[str, Judge] = Field(
         default_factory=dict,
         description="JSON: models that score_model and label_model may name, see docs/graders-api.md.",
@@ -108,6 +119,28 @@ class Settings(BaseSettings):
     trainer_device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     trainer_threads: int | None = Field(None, ge=1, description="CPU threads of a trainer; None = torch's default.")
 
+    max_waiting_completions: int = Field(64, ge=1, description="Chat completions that may wait for a generator.")
+    max_waiting_completions_per_project: int = Field(32, ge=1, description="The same of one project.")
+    completion_timeout_s: float = Field(300, gt=0, description="Longest time for a chat completion, waiting included.")
+    completion_keep_s: float = Field(
+        600, gt=0, description="Texts of a completion are forgotten so long after its end."
+    )
+    generator_device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    generator_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of a model in a generator's memory; auto = bfloat16 on a GPU, else float32."
+    )
+    generator_threads: int | None = Field(None, ge=1, description="CPU threads of a generator; None = torch's default.")
+    generator_models: int = Field(2, ge=1, description="Models a generator keeps in memory.")
+    generator_max_bytes: int | None = Field(None, ge=1, description="Bytes of their weights; None = any.")
+    generator_cache_bytes: int = Field(
+        64 << 30, ge=0, description="Disk for checkpoints a generator has fetched; the one in use may exceed it."
+    )
+    generator_batch: int = Field(8, ge=1, le=64, description="Completions a generator decodes at once.")
+    generator_stall_s: float = Field(300, gt=0, description="A process that answers nothing for so long is restarted.")
+    generator_idle_s: float = Field(
+        600, gt=0, description="Without requests for so long, a generator frees its memory."
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
@@ -116,7 +149,7 @@ class Settings(BaseSettings):
     def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and keys(value.get_secret_value()) else None
 
-    @field_validator("secrets_key")
+    @field_validator("secrets_key", "key_pepper")
     @classmethod
     def _check_secrets_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value().strip():  # as compose passes a variable that is not set

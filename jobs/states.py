@@ -43,7 +43,7 @@ TRANSITIONS: dict[tuple[State, State], frozenset[Actor]] = {
     (State.VALIDATING, State.FAILED): frozenset({_API, _RECONCILER}),
     (State.VALIDATING, State.CANCELLED): frozenset({_API}),
     (State.QUEUED, State.RUNNING): frozenset({_WORKER}),
-    (State.QUEUED, State.PAUSED): frozenset({_API}),
+    (State.QUEUED, State.PAUSED): frozenset({_API, _RECONCILER}),
     (State.QUEUED, State.CANCELLED): frozenset({_API}),
     (State.QUEUED, State.FAILED): frozenset({_RECONCILER}),
     (State.RUNNING, State.SUCCEEDED): frozenset({_WORKER}),
@@ -51,7 +51,7 @@ TRANSITIONS: dict[tuple[State, State], frozenset[Actor]] = {
     (State.RUNNING, State.QUEUED): frozenset({_WORKER, _RECONCILER}),
     (State.RUNNING, State.PAUSED): frozenset({_WORKER}),  # the service's own wish: the disk is full
     (State.RUNNING, State.CANCELLING): frozenset({_API}),
-    (State.RUNNING, State.PAUSING): frozenset({_API}),
+    (State.RUNNING, State.PAUSING): frozenset({_API, _RECONCILER}),
     (State.PAUSING, State.PAUSED): frozenset({_WORKER, _RECONCILER}),
     (State.PAUSING, State.SUCCEEDED): frozenset({_WORKER}),
     (State.PAUSING, State.FAILED): frozenset({_WORKER, _RECONCILER}),

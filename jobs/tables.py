@@ -1,7 +1,7 @@
 """The tables. All times are unix seconds (UTC) on the database's clock; states are stored as their strings.
 
 Every table that belongs to a user carries or reaches a `project_id`. Schema changes go through `migrations/`; a test
-holds that the migrations produce exactly these tables.
+holds that the migrations produce exactly these tables. Tenants, their keys and the audit log: `jobs.tenant_tables`.
 """
 
 from __future__ import annotations
@@ -9,37 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-SCHEMA = "0003"
+from jobs.base import Base
+from jobs.tenant_tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT  # importing it declares its tables, too
+
+__all__ = ["DEFAULT_ORGANIZATION", "DEFAULT_PROJECT", "SCHEMA", "Base"]
+SCHEMA = "0005"
 """The newest migration."""
-DEFAULT_PROJECT = "proj_default"
-"""The one project until keys and projects exist."""
-DEFAULT_ORGANIZATION = "org-default"
-
-Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-
-
-class Base(DeclarativeBase):
-    """Declares names for all constraints, so that migrations can refer to them."""
-
-    metadata = sa.MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads a plain dict
-        str: sa.Text(),
-        float: sa.Double(),
-        int: sa.BigInteger(),
-        dict[str, Any]: Json,
-        list[dict[str, Any]]: Json,
-        list[str]: Json,
-    }
 
 
 class File(Base):
@@ -72,6 +49,7 @@ class Job(Base):
         sa.Index(None, "state", "not_before"),
         sa.Index(None, "project_id", "state"),
         sa.Index(None, "resume_checkpoint_id"),
+        sa.Index(None, "start_checkpoint_id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -82,7 +60,13 @@ class Job(Base):
     """Of the create body, to tell a repeated request from another one with the same key."""
 
     model: Mapped[str]
-    """Id of the base model."""
+    """The model the job starts from, as the request named it."""
+    base_model: Mapped[str | None]
+    """Id of the base model that one is made of; None = it is one itself."""
+    start_checkpoint_id: Mapped[str | None]
+    """The checkpoint whose weights the job starts from; None = the base model's."""
+    lineage: Mapped[list[dict[str, Any]] | None]
+    """The tuned models it descends from, the nearest first: model, checkpoint, job, step of each."""
     training_file: Mapped[str]
     validation_file: Mapped[str | None]
     suffix: Mapped[str | None]
@@ -94,6 +78,8 @@ class Job(Base):
     """A `bgpo.spec.Recipe`: what the trainer is told."""
     tuned_model: Mapped[str]
     """Name of the resulting model; shown only when the job has succeeded."""
+    tuned_model_deleted_at: Mapped[float | None]
+    """Since when that name is no model any more."""
     total_steps: Mapped[int]
     request: Mapped[dict[str, Any] | None]
     """The create body as sent, for `clone`; None in jobs of schema 0001."""
@@ -139,6 +125,11 @@ class Job(Base):
     pause_message: Mapped[str | None]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+
+    @property
+    def base(self) -> str:
+        """Id of the base model."""
+        return self.base_model or self.model
 
 
 class Attempt(Base):
@@ -327,3 +318,72 @@ class GraderVersion(Base):
     created_at: Mapped[float]
     definition: Mapped[dict[str, Any]]
     """Normalised wire form."""
+
+
+class Completion(Base):
+    """One chat completion: asked by the API, answered by a generator. What was said is forgotten soon after."""
+
+    __tablename__ = "completions"
+    __table_args__ = (
+        sa.Index(None, "state", "created_at"),
+        sa.Index(None, "project_id", "state"),
+        sa.Index(None, "finished_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str]
+    created_at: Mapped[float]
+    model: Mapped[str]
+    """As the request named it."""
+    base_model: Mapped[str]
+    checkpoint_id: Mapped[str | None]
+    """Whose weights answer; None = the base model's."""
+    batch_key: Mapped[str | None]
+    """Completions with the same one may be decoded together; None = alone."""
+    request: Mapped[dict[str, Any]]
+    """Messages, sampler settings, seed; empty once forgotten."""
+    state: Mapped[str]
+    """queued, running, done, failed or cancelled."""
+    epoch: Mapped[int] = mapped_column(default=0)
+    """Counts claims; every write of a generator is guarded by it."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Times whoever answered it was lost."""
+    lease_owner: Mapped[str | None]
+    lease_until: Mapped[float | None]
+    deadline: Mapped[float]
+    blocks: Mapped[int] = mapped_column(default=0)
+    """Rows in `completion_blocks`."""
+    finish_reason: Mapped[str | None]
+    prompt_tokens: Mapped[int | None]
+    completion_tokens: Mapped[int | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    error_param: Mapped[str | None]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+
+class CompletionBlock(Base):
+    """A piece of a completion's text that will not change; `seq` counts from 0 without gaps."""
+
+    __tablename__ = "completion_blocks"
+
+    completion_id: Mapped[str] = mapped_column(sa.ForeignKey("completions.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    text: Mapped[str]
+
+
+class Generator(Base):
+    """A process that answers completions, as it last reported itself."""
+
+    __tablename__ = "generators"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str]
+    version: Mapped[str]
+    models: Mapped[list[str] | None]
+    """Those it has in memory, by id, the last used one last."""
+    started_at: Mapped[float]
+    last_seen: Mapped[float]

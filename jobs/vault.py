@@ -81,16 +81,16 @@ def parse_keys(text: str) -> list[bytes]:
     return found
 
 
-def key_of_home(home: Path) -> bytes:
-    """The key kept in a home folder, made on first use; processes that start at once get the same one."""
-    path = home / FILE
+def key_of_home(home: Path, file: str = FILE) -> bytes:
+    """The key kept in a file of a home folder, made on first use; processes that start at once get the same one."""
+    path = home / file
     if not path.exists():
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        unfinished = home / f"{FILE}.{os.getpid()}.{secrets.token_hex(4)}"
-        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        unfinished = home / f"{file}.{os.getpid()}.{secrets.token_hex(4)}"
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
         try:
             os.link(unfinished, path)
         except FileExistsError:  # another process was quicker

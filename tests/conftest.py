@@ -106,8 +106,11 @@ def database_url(request: pytest.FixtureRequest) -> str:
     url = request.getfixturevalue("shared_postgres_database")
     engine = create_engine(url)
     with engine.begin() as connection:
-        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        made = ("organizations", "projects")  # with rows by the migration
+        tables = ", ".join(table.name for table in Base.metadata.sorted_tables if table.name not in made)
         connection.exec_driver_sql(f"TRUNCATE {tables}")
+        connection.exec_driver_sql("DELETE FROM projects WHERE id <> 'proj_default'")
+        connection.exec_driver_sql("UPDATE projects SET limits = '{}', archived_at = NULL")
     engine.dispose()
     return url
 
@@ -162,3 +165,33 @@ def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     subprocess.run([sys.executable, "-c", code], check=True)  # apart: tests of the service never load torch
     return root
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory, model_root: Path) -> Path:
+    """A checkpoint of the shape of `tiny` with other weights."""
+    return _made(tmp_path_factory, model_root, "save_policy(load_policy(other), target)")
+
+
+@pytest.fixture(scope="session")
+def adapter_only(tmp_path_factory: pytest.TempPathFactory, model_root: Path) -> Path:
+    """A checkpoint with nothing but a LoRA adapter over `tiny`, far from zero."""
+    code = (
+        "policy = load_policy(base); add_lora(policy, LoraSpec(rank=2, alpha=8.0, checkpoints='adapter')); "
+        "[p.data.normal_(0, 0.3) for p in policy.model.parameters() if p.requires_grad]; save_policy(policy, target)"
+    )
+    return _made(tmp_path_factory, model_root, code)
+
+
+def _made(tmp_path_factory: pytest.TempPathFactory, model_root: Path, code: str) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    paths = (str(model_root / "tiny"), str(folder / "other"), str(folder / "made"))
+    setup = (
+        "from pathlib import Path; import torch; from bgpo.models import add_lora, load_policy, save_policy; "
+        "from bgpo.models.scratch import create_checkpoint; from bgpo.spec import LoraSpec; torch.manual_seed(3); "
+        f"base, other, target = {paths!r}; "
+        "create_checkpoint(Path(other), seed=8, d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=48, "
+        "max_sequence_length=128); "
+    )
+    subprocess.run([sys.executable, "-c", setup + code], check=True)  # apart: tests of the service never load torch
+    return folder / "made"

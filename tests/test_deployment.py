@@ -63,8 +63,9 @@ def compose_config(environment: dict[str, str]) -> subprocess.CompletedProcess[s
 
 
 def test_the_services_are_the_ones_promised(compose: Compose) -> None:
-    assert set(compose["services"]) == {"postgres", "redis", "migrate", "api", "worker", "worker-gpu"}
-    assert compose["services"]["worker-gpu"]["profiles"] == ["gpu"]
+    own = {"migrate", "api", "worker", "worker-gpu", "generator", "generator-gpu"}
+    assert set(compose["services"]) == {"postgres", "redis"} | own
+    assert all(compose["services"][name]["profiles"] == ["gpu"] for name in ("worker-gpu", "generator-gpu"))
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -100,7 +101,7 @@ def test_redis_keeps_every_message(compose: Compose) -> None:
 def test_parts_start_after_what_they_need(compose: Compose) -> None:
     services = compose["services"]
     assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    for name in ("api", "worker", "worker-gpu"):
+    for name in ("api", "worker", "worker-gpu", "generator", "generator-gpu"):
         assert services[name]["depends_on"] == {
             "migrate": {"condition": "service_completed_successfully"},
             "redis": {"condition": "service_healthy"},
@@ -158,7 +159,7 @@ def test_compose_reads_the_file_and_the_settings_accept_it() -> None:
     result = compose_config(ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     services = yaml.safe_load(result.stdout)["services"]
-    for name in ("migrate", "api", "worker", "worker-gpu"):
+    for name in ("migrate", "api", "worker", "worker-gpu", "generator", "generator-gpu"):
         given = {key.removeprefix("BGPO_").lower(): value for key, value in services[name]["environment"].items()}
         settings = Settings(**given)
         assert settings.database_url.startswith("postgresql+psycopg://bgpo:0123abcd@postgres:5432/")

@@ -4,8 +4,9 @@ A thread, because fetching takes as long as the store takes, and a stop or a los
 was abandoned may still write into its attempt's folder, to no effect.
 
 A checkpoint whose files are missing or altered is marked so and never used again; the attempt goes on from the next
-older good one, and without any from the base model. A store that does not answer says nothing about a checkpoint: it is
-asked again a few times, then the job is handed back.
+older good one, and without any from the weights it started from: the base model's, or those of a checkpoint of another
+job, without which it fails. A store that does not answer says nothing about a checkpoint: it is asked again a few
+times, then the job is handed back.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from bgpo.errors import BgpoError, DataError, DiskFullError, GraderError, ModelError
 from bgpo.spec import RunSpec, parse_run_spec
-from jobs.artifacts import ArtifactError, Manifest, StorageError, StorageFull
+from jobs.artifacts import ArtifactError, Manifest, StorageError, StorageFull, is_adapter_only, model_files
 from jobs.errors import InvalidRequest
 from jobs.repositories import checkpoints, events, files
 from jobs.repositories.claims import Claim
@@ -54,6 +55,8 @@ class Inputs:
     training: File
     validation: File | None
     resume: Checkpoint | None
+    start: Checkpoint | None
+    """Whose weights the job starts from instead of the base model's."""
 
     @property
     def bytes(self) -> int:
@@ -117,10 +120,13 @@ class Preparation(threading.Thread):
         training = self._fetch_file(inputs.training, "training_file")
         validation = self._fetch_file(inputs.validation, "validation_file") if inputs.validation else None
         resume = self._fetch_checkpoint(inputs.resume)
+        start = self._fetch_start(inputs.start) if inputs.start is not None else None
+        adapter = inputs.start is not None and is_adapter_only(Manifest.from_json(inputs.start.manifest))
         spec = parse_run_spec(
             claim.recipe
             | {
-                "model": str(model.path),
+                "model": str(start or model.path),
+                "adapter_base": str(model.path) if adapter else None,
                 "train_data": str(training),
                 "validation_data": str(validation) if validation else None,
                 "output_dir": str(self._workdir.output),
@@ -140,7 +146,12 @@ class Preparation(threading.Thread):
         if training is None or (validation is None and claim.validation_file):
             name = "training_file" if training is None else "validation_file"
             raise DataError("the file was deleted before the job started", name)
-        return Inputs(training, validation, checkpoints.to_resume(session, claim.job_id))
+        start = None
+        if claim.start_checkpoint_id is not None:
+            start = checkpoints.by_id(session, claim.start_checkpoint_id)
+            if start is None:
+                raise ModelError("the checkpoint that the job starts from was deleted", "model")
+        return Inputs(training, validation, checkpoints.to_resume(session, claim.job_id), start)
 
     def _look_up_secrets(self, spec: RunSpec) -> dict[str, str]:
         context, project, grader = self._context, self._claim.project_id, spec.method.grader
@@ -156,6 +167,9 @@ class Preparation(threading.Thread):
         size, dtype = disk.model_size(model.path)
         resume = inputs.resume.bytes if inputs.resume else 0
         needed = disk.needed(size, dtype, self._claim.recipe, inputs.bytes, resume)
+        needed += (
+            sum(file.bytes for file in model_files(Manifest.from_json(inputs.start.manifest))) if inputs.start else 0
+        )
         free = shutil.disk_usage(self._workdir.path).free
         if free < needed:
             host, home = self._context.slot.host, self._context.settings.home
@@ -172,6 +186,19 @@ class Preparation(threading.Thread):
         except ArtifactError as error:
             message = f"the stored file {file.id} is missing or damaged: {error.message}"
             raise DataError(message, param) from error
+        return target
+
+    def _fetch_start(self, checkpoint: Checkpoint) -> Path:
+        """The weights the job starts from. There is nothing to start from instead."""
+        target = self._workdir.path / "start"
+        store = self._context.store
+        files = Manifest(tuple(model_files(Manifest.from_json(checkpoint.manifest))))
+        try:
+            self._patiently(partial(store.fetch_directory, checkpoint.key, files, target))
+        except ArtifactError as error:
+            self._ask(partial(checkpoints.mark_damaged, checkpoint_id=checkpoint.id), writes=True)
+            message = f"the checkpoint {checkpoint.id} that the job starts from is damaged: {error.message}"
+            raise ModelError(message, "model") from error
         return target
 
     def _fetch_checkpoint(self, checkpoint: Checkpoint | None) -> Path | None:
@@ -201,7 +228,8 @@ class Preparation(threading.Thread):
             raise Abandoned("the job is not ours any more")
         checkpoints.mark_damaged(session, checkpoint.id)
         older = checkpoints.to_resume(session, claim.job_id)
-        instead = f"the checkpoint of step {older.step}" if older else "the base model"
+        first = "the base model" if claim.start_checkpoint_id is None else "the weights it started from"
+        instead = f"the checkpoint of step {older.step}" if older else first
         message = f"The checkpoint of step {checkpoint.step} is damaged ({error.message}); going on from {instead}"
         data = {"checkpoint": checkpoint.name, "step": checkpoint.step}
         events.append(session, claim.job_id, None, "warn", message, data=data)

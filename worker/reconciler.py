@@ -18,6 +18,7 @@ import structlog
 from bgpo import __version__
 from jobs.log import configure_logging
 from jobs.repositories import attempts, jobs, workers
+from jobs.services import quotas
 from jobs.services.sweep import sweep
 from jobs.services.webhooks import deliver_due
 from jobs.settings import Settings
@@ -48,6 +49,14 @@ def expire(context: WorkerContext) -> None:
         expired = jobs.expire(session, context.settings.max_queue_age_s)
     if expired:
         _log.warning("jobs ended at their deadline", job_ids=expired)
+
+
+def hold_budgets(context: WorkerContext) -> None:
+    """Pause the jobs of projects that have used what they may in this month."""
+    with context.database.transaction() as session:
+        paused = quotas.hold_budgets(session)
+    if paused:
+        _log.warning("jobs paused beyond a budget", job_ids=paused)
 
 
 def ring_again(context: WorkerContext) -> None:
@@ -93,7 +102,7 @@ def beat(context: WorkerContext) -> None:
         )
 
 
-ROUND: tuple[Duty, ...] = (reap, expire, ring_again, forget_workers, tidy)
+ROUND: tuple[Duty, ...] = (reap, expire, hold_budgets, ring_again, forget_workers, tidy)
 
 
 def reconcile(context: WorkerContext, duties: Sequence[Duty] = ROUND) -> None:

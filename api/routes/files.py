@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import After, Ctx, Project
+from api.deps import After, Ctx, ReadsFiles, WritesFiles
 from api.download import object_response
 from api.errors import RESPONSES
 from api.schemas.files import FileDeleted, FileObject, file_object
@@ -38,7 +38,7 @@ _FORM: dict[str, Any] = {
 
 
 @router.post("", openapi_extra=_FORM)
-async def create_file(request: Request, ctx: Ctx, project: Project) -> FileObject:
+async def create_file(request: Request, ctx: Ctx, project: WritesFiles) -> FileObject:
     """Upload a file of at most 512 MB.
 
     A file with purpose `fine-tune` is checked at once: JSONL, each row `{"messages": [...], ...}`; the error names the
@@ -52,7 +52,7 @@ async def create_file(request: Request, ctx: Ctx, project: Project) -> FileObjec
 @router.get("")
 def list_files(
     ctx: Ctx,
-    project: Project,
+    project: ReadsFiles,
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
@@ -64,20 +64,20 @@ def list_files(
 
 
 @router.get("/{file_id}")
-def retrieve_file(file_id: str, ctx: Ctx, project: Project) -> FileObject:
+def retrieve_file(file_id: str, ctx: Ctx, project: ReadsFiles) -> FileObject:
     """Describe a file."""
     return file_object(files.get(ctx, project, file_id))
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, ctx: Ctx, project: Project) -> FileDeleted:
+def delete_file(file_id: str, ctx: Ctx, project: WritesFiles) -> FileDeleted:
     """Delete a file that no unfinished job uses."""
     files.delete(ctx, project, file_id)
     return FileDeleted(id=file_id)
 
 
 @router.get("/{file_id}/content", response_class=Response)
-def download_file(file_id: str, request: Request, ctx: Ctx, project: Project) -> Response:
+def download_file(file_id: str, request: Request, ctx: Ctx, project: ReadsFiles) -> Response:
     """The bytes of a file. Supports Range and If-None-Match."""
     file = files.get(ctx, project, file_id)
     return object_response(request, ctx.store, file.key, name=file.filename, size=file.bytes, sha256=file.sha256)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api.deps import After, Ctx, Limit, Project
+from api.deps import After, Ctx, Limit, WritesGraders
 from api.errors import RESPONSES
 from api.schemas.graders import (
     GraderBatchRun,
@@ -30,7 +30,7 @@ Version = Annotated[int | None, Query(ge=1, description="Default: the newest.")]
 
 @router.post("/alpha/graders/run")
 @router.post("/graders/run")
-def run_grader(body: RunGrader, ctx: Ctx, project: Project) -> GraderRun:
+def run_grader(body: RunGrader, ctx: Ctx, project: WritesGraders) -> GraderRun:
     """Grade one sample. A grader that fails answers with status 200 as well: its error flags are set, its reward is 0.
 
     The service runs so many graders at a time and answers 503 with Retry-After beyond.
@@ -40,7 +40,7 @@ def run_grader(body: RunGrader, ctx: Ctx, project: Project) -> GraderRun:
 
 @router.post("/alpha/graders/validate")
 @router.post("/graders/validate")
-def validate_grader(body: ValidateGrader, ctx: Ctx, project: Project) -> ValidatedGrader:
+def validate_grader(body: ValidateGrader, ctx: Ctx, project: WritesGraders) -> ValidatedGrader:
     """Check a grader: fields, templates, formula, source, secrets, and that it can run here.
 
     `param` of the error says what is wrong.
@@ -49,38 +49,38 @@ def validate_grader(body: ValidateGrader, ctx: Ctx, project: Project) -> Validat
 
 
 @router.post("/graders/run_batch")
-def run_grader_batch(body: RunGraderBatch, ctx: Ctx, project: Project) -> GraderBatchRun:
+def run_grader_batch(body: RunGraderBatch, ctx: Ctx, project: WritesGraders) -> GraderBatchRun:
     """Grade up to 256 samples, or rows of a file that hold an answer each, with statistics."""
     return batch_run(grader_runs.run_batch(ctx, project, body))
 
 
 @router.post("/graders")
-def create_grader(body: StoreGrader, ctx: Ctx, project: Project) -> GraderObject:
+def create_grader(body: StoreGrader, ctx: Ctx, project: WritesGraders) -> GraderObject:
     """Store a grader as version 1. Jobs refer to it as `{"type": "grader_ref", "id": ..., "version": ...}`."""
     return grader_object(stored_graders.create(ctx, project, body))
 
 
 @router.get("/graders")
-def list_graders(ctx: Ctx, project: Project, after: After = None, limit: Limit = 20) -> ListOf[GraderObject]:
+def list_graders(ctx: Ctx, project: WritesGraders, after: After = None, limit: Limit = 20) -> ListOf[GraderObject]:
     """List stored graders, newest first, each in its newest version."""
     return list_of(stored_graders.page(ctx, project, after=after, limit=limit), grader_object)
 
 
 @router.get("/graders/{grader_id}")
-def retrieve_grader(grader_id: str, ctx: Ctx, project: Project, version: Version = None) -> GraderObject:
+def retrieve_grader(grader_id: str, ctx: Ctx, project: WritesGraders, version: Version = None) -> GraderObject:
     """A stored grader in one version."""
     return grader_object(stored_graders.get(ctx, project, grader_id, version))
 
 
 @router.delete("/graders/{grader_id}")
-def delete_grader(grader_id: str, ctx: Ctx, project: Project) -> GraderDeleted:
+def delete_grader(grader_id: str, ctx: Ctx, project: WritesGraders) -> GraderDeleted:
     """Delete a stored grader with all versions. Jobs that refer to it have its definition and go on."""
     stored_graders.delete(ctx, project, grader_id)
     return GraderDeleted(id=grader_id)
 
 
 @router.post("/graders/{grader_id}/versions")
-def create_grader_version(grader_id: str, body: StoreGraderVersion, ctx: Ctx, project: Project) -> GraderObject:
+def create_grader_version(grader_id: str, body: StoreGraderVersion, ctx: Ctx, project: WritesGraders) -> GraderObject:
     """Store the next version. Earlier ones stay as they are."""
     return grader_object(stored_graders.add_version(ctx, project, grader_id, body))
 
@@ -89,7 +89,7 @@ def create_grader_version(grader_id: str, body: StoreGraderVersion, ctx: Ctx, pr
 def list_grader_versions(
     grader_id: str,
     ctx: Ctx,
-    project: Project,
+    project: WritesGraders,
     after: Annotated[int | None, Query(ge=1, description="Number of the last version of the page before.")] = None,
     limit: Limit = 20,
 ) -> GraderVersions:

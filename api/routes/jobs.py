@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Request
 
-from api.deps import After, Ctx, Limit, Project
+from api.deps import After, Ctx, Limit, ReadsJobs, WritesJobs
 from api.errors import RESPONSES
 from api.schemas.jobs import JobObject, job_object
 from api.schemas.lists import ListOf, list_of
@@ -26,14 +26,14 @@ IdempotencyKey = Annotated[
 
 
 @router.post("")
-def create_job(body: CreateJob, ctx: Ctx, project: Project, idempotency_key: IdempotencyKey = None) -> JobObject:
+def create_job(body: CreateJob, ctx: Ctx, project: WritesJobs, idempotency_key: IdempotencyKey = None) -> JobObject:
     """Create a job. All that can be wrong with it is said now; the answer shows what every `auto` became."""
     return _shown(ctx, create.create(ctx, project, body, idempotency_key))
 
 
 @router.get("")
 def list_jobs(
-    request: Request, ctx: Ctx, project: Project, after: After = None, limit: Limit = 20
+    request: Request, ctx: Ctx, project: ReadsJobs, after: After = None, limit: Limit = 20
 ) -> ListOf[JobObject]:
     """List jobs, newest first. `metadata[key]=value` filters; `metadata=null` finds those with none."""
     tags, untagged = _metadata(request)
@@ -42,32 +42,32 @@ def list_jobs(
 
 
 @router.get("/{job_id}")
-def retrieve_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
+def retrieve_job(job_id: str, ctx: Ctx, project: ReadsJobs) -> JobObject:
     """Describe a job."""
     return _shown(ctx, jobs.get(ctx, project, job_id))
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
+def cancel_job(job_id: str, ctx: Ctx, project: WritesJobs) -> JobObject:
     """Cancel a job. It is cancelled at once; its worker stops in the background and writes nothing more."""
     return _shown(ctx, jobs.cancel(ctx, project, job_id))
 
 
 @router.post("/{job_id}/pause")
-def pause_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
+def pause_job(job_id: str, ctx: Ctx, project: WritesJobs) -> JobObject:
     """Pause a job. A running one shows `rl.phase` pausing until its checkpoint is stored, then is paused."""
     return _shown(ctx, jobs.pause(ctx, project, job_id))
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: str, ctx: Ctx, project: Project) -> JobObject:
+def resume_job(job_id: str, ctx: Ctx, project: WritesJobs) -> JobObject:
     """Put a paused job back in the queue; it continues from its last checkpoint."""
     return _shown(ctx, jobs.resume(ctx, project, job_id))
 
 
 @router.post("/{job_id}/retry")
 def retry_job(
-    job_id: str, ctx: Ctx, project: Project, body: RetryJob | None = None, idempotency_key: IdempotencyKey = None
+    job_id: str, ctx: Ctx, project: WritesJobs, body: RetryJob | None = None, idempotency_key: IdempotencyKey = None
 ) -> JobObject:
     """Do again what a failed or cancelled job was to do: a new job that goes on from its last good checkpoint.
 
@@ -80,7 +80,7 @@ def retry_job(
 def clone_job(
     job_id: str,
     ctx: Ctx,
-    project: Project,
+    project: WritesJobs,
     changes: Annotated[dict[str, Any] | None, Body(description="A part of the create body.")] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JobObject:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from api.deps import After, Ctx, Limit, Project
+from api.deps import After, Ctx, Limit, ReadsJobs
 from api.errors import RESPONSES
 from api.schemas.attempts import AttemptObject, attempt_object
 from api.schemas.checkpoints import CheckpointObject, checkpoint_object
@@ -37,7 +37,9 @@ Split = Literal["train", "validation"]
 
 
 @router.get("/events")
-def list_events(job_id: str, ctx: Ctx, project: Project, after: After = None, limit: Limit = 20) -> ListOf[EventObject]:
+def list_events(
+    job_id: str, ctx: Ctx, project: ReadsJobs, after: After = None, limit: Limit = 20
+) -> ListOf[EventObject]:
     """List events, newest first."""
     return list_of(jobs.events_page(ctx, project, job_id, after=after, limit=limit), event_object)
 
@@ -45,7 +47,7 @@ def list_events(job_id: str, ctx: Ctx, project: Project, after: After = None, li
 def _stream_start(
     job_id: str,
     ctx: Ctx,
-    project: Project,
+    project: ReadsJobs,
     after: Annotated[str | None, Query(max_length=64, description="Id of the last event seen.")] = None,
     last_event_id: Annotated[str | None, Header(max_length=64, description="The same, as browsers send it.")] = None,
 ) -> int:
@@ -55,7 +57,7 @@ def _stream_start(
 
 @router.get("/events/stream", response_class=EventSourceResponse)
 async def stream_events(
-    job_id: str, request: Request, ctx: Ctx, project: Project, start: Annotated[int, Depends(_stream_start)]
+    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Annotated[int, Depends(_stream_start)]
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow the events as server-sent events, oldest first; `[DONE]` ends the stream when the job is over.
 
@@ -68,7 +70,7 @@ async def stream_events(
 
 @router.get("/attempts")
 def list_attempts(
-    job_id: str, ctx: Ctx, project: Project, after: After = None, limit: Limit = 20
+    job_id: str, ctx: Ctx, project: ReadsJobs, after: After = None, limit: Limit = 20
 ) -> ListOf[AttemptObject]:
     """List the times a worker had the job and how each ended, newest first."""
     return list_of(jobs.attempts_page(ctx, project, job_id, after=after, limit=limit), attempt_object)
@@ -76,7 +78,7 @@ def list_attempts(
 
 @router.get("/checkpoints")
 def list_checkpoints(
-    job_id: str, ctx: Ctx, project: Project, after: After = None, limit: Limit = 10
+    job_id: str, ctx: Ctx, project: ReadsJobs, after: After = None, limit: Limit = 10
 ) -> ListOf[CheckpointObject]:
     """List checkpoints, newest first."""
     return list_of(jobs.checkpoints_page(ctx, project, job_id, after=after, limit=limit), checkpoint_object)
@@ -90,7 +92,7 @@ def list_checkpoints(
 def get_metrics(
     job_id: str,
     ctx: Ctx,
-    project: Project,
+    project: ReadsJobs,
     names: Annotated[list[str] | None, Query(description="Only these; repeat, or separate by commas.")] = None,
     split: Split | None = None,
     since_step: Annotated[int | None, Query(ge=0, le=2**53)] = None,
@@ -112,7 +114,7 @@ def get_metrics(
 def list_samples(
     job_id: str,
     ctx: Ctx,
-    project: Project,
+    project: ReadsJobs,
     after: After = None,
     limit: Limit = 20,
     step: Annotated[int | None, Query(ge=0, le=2**53)] = None,

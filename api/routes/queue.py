@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from api.auth import Admin
-from api.deps import Ctx, Project
+from api.deps import Ctx, ReadsJobs
 from api.errors import RESPONSES
 from api.schemas.queue import QueueObject, WorkerList, queue_object, worker_object
 from jobs.services import queue
@@ -14,14 +14,11 @@ router = APIRouter(prefix="/v1", tags=["Queue"], responses=RESPONSES)
 
 
 @router.get("/fine_tuning/queue")
-def show_queue(ctx: Ctx, project: Project) -> QueueObject:
+def show_queue(ctx: Ctx, project: ReadsJobs) -> QueueObject:
     """The caller's waiting jobs with position and reason, its running ones, and the workers by class."""
-    settings = ctx.settings
-    return queue_object(
-        queue.snapshot(ctx, project),
-        max_queued_jobs=settings.max_queued_jobs,
-        max_running_jobs=settings.max_running_jobs,
-    )
+    found, limits = queue.snapshot(ctx, project)
+    queued = ctx.settings.max_queued_jobs if limits.queued_jobs is None else limits.queued_jobs
+    return queue_object(found, max_queued_jobs=queued, max_running_jobs=limits.running_jobs)
 
 
 @router.get("/organization/workers")

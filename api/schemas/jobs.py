@@ -57,9 +57,27 @@ class FailureObject(BaseModel):
     attempt: int = Field(description="Number of the attempt that ended the job; 0 when no worker ever had it.")
 
 
+class Ancestor(BaseModel):
+    """A tuned model that a job's weights descend from."""
+
+    model: str = Field(description="As the request named it.")
+    checkpoint: str
+    job: str = Field(description="The job that made it.")
+    step: int
+
+
+class JobBase(BaseModel):
+    """Which weights a job starts from."""
+
+    model: str = Field(description="The base model under all of it.")
+    checkpoint: str | None = Field(description="The checkpoint it starts from; null = the base model's own weights.")
+    lineage: list[Ancestor] = Field(description="All tuned models in between, the nearest first.")
+
+
 class JobDetails(BaseModel):
     """`rl`: what OpenAI's job object has no place for."""
 
+    base: JobBase
     priority: PriorityName
     resources: ResourcesObject
     webhook_url: str | None
@@ -96,7 +114,7 @@ class JobObject(Listed):
     finished_at: int | None
     estimated_finish: int | None = None
     status: WireStatus
-    model: str
+    model: str = Field(description="What the job starts from, as the request named it.")
     fine_tuned_model: str | None = Field(description="Name of the result, once the job has succeeded.")
     training_file: str
     validation_file: str | None
@@ -216,6 +234,9 @@ def _details(job: Job, state: State, waiting: Waiting | None) -> JobDetails:
     if state == State.PAUSED and job.pause_code is not None:
         pause = PauseReason(code=job.pause_code, message=job.pause_message or "")
     return JobDetails(
+        base=JobBase.model_validate(
+            {"model": job.base, "checkpoint": job.start_checkpoint_id, "lineage": job.lineage or []}
+        ),
         **scheduling.of_job(job),
         source_job=job.source_job_id,
         queue_position=queued.position if queued else None,

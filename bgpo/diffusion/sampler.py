@@ -24,7 +24,7 @@ Shapes: B rows, P prompt length, G response canvas, K block length, M masked pos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,9 +64,19 @@ def sample(
         keys_B: int64 stream keys, one a row; rows with equal prompt and key decode equally.
         temperature: 0 = argmax; else the softmax temperature of the draw (Gumbel-max).
     """
-    device = policy.device
-    state = _Decoding(policy, prompts, spec.max_completion_length, device)
-    keys_B = keys_B.to(device)
+    decoding = Decoding(policy, prompts, spec.max_completion_length, policy.device)
+    for _ in decode(decoding, spec, keys_B, temperature=temperature):
+        pass
+    return decoding.result()
+
+
+@torch.no_grad()
+def decode(state: Decoding, spec: RolloutSpec, keys_B: Tensor, *, temperature: float) -> Iterator[int]:
+    """Decode step by step. After each step, yields how many response positions are final in every row that is left.
+
+    Between two steps the caller may look at the tokens and drop rows. Arguments as for `sample`.
+    """
+    keys_B = keys_B.to(state.tokens_BT.device)
     blocks = spec.max_completion_length // spec.block_length
     steps = spec.diffusion_steps // blocks
     share, rest = divmod(spec.block_length, steps)
@@ -74,17 +84,20 @@ def sample(
         first = state.prompt_length + block * spec.block_length
         for step in range(steps):
             if state.rows.numel() == 0:
-                return state.result()
+                return
             noise_R = substreams(keys_B[state.rows], block * steps + step)
             quota = share + (step < rest)
             _step(state, slice(first, first + spec.block_length), quota, spec, noise_R, temperature)
             state.retire()
-            if spec.threshold is not None and not state.any_masked(first, first + spec.block_length):
+            last = step == steps - 1 or (
+                spec.threshold is not None and not state.any_masked(first, first + spec.block_length)
+            )
+            yield (block + last) * spec.block_length
+            if last:
                 break
-    return state.result()
 
 
-class _Decoding:
+class Decoding:
     """The canvases being decoded and which rows still need work."""
 
     def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], length: int, device: torch.device) -> None:
@@ -106,7 +119,12 @@ class _Decoding:
         self.forward_rows = 0
 
     def response(self) -> Tensor:
+        """Token ids (B, G) as they are now."""
         return self.tokens_BT[:, self.prompt_length :]
+
+    def drop(self, row: int) -> None:
+        """Leave a row as it is: no further step runs it through the network."""
+        self.rows = self.rows[self.rows != row]
 
     def any_masked(self, first: int, last: int) -> bool:
         return bool((self.tokens_BT[self.rows, first:last] == self.policy.mask_id).any())
@@ -118,6 +136,7 @@ class _Decoding:
         self.rows = self.rows[_first(end) >= _first(mask)]
 
     def result(self) -> Rollouts:
+        """The responses, once all is decoded."""
         response_BG = self.response()
         length = response_BG.shape[1]
         lengths_B = (_first(torch.isin(response_BG, self.end_ids)) + 1).clamp(max=length)
@@ -134,7 +153,7 @@ def _first(flags_BG: Tensor) -> Tensor:
     return torch.where(found, flags_BG.to(torch.int8).argmax(-1), flags_BG.shape[1])
 
 
-def _step(state: _Decoding, span: slice, quota: int, spec: RolloutSpec, noise_R: Tensor, temperature: float) -> None:
+def _step(state: Decoding, span: slice, quota: int, spec: RolloutSpec, noise_R: Tensor, temperature: float) -> None:
     """Predict the masked positions of one block and commit the best of them."""
     policy, rows = state.policy, state.rows
     attention = None if state.attention_BT is None else state.attention_BT[rows]

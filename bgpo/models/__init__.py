@@ -5,8 +5,17 @@ from bgpo.models.policy import (
     add_lora,
     load_adapter,
     load_policy,
+    merge_lora,
     save_policy,
     set_activation_checkpointing,
 )
 
-__all__ = ["Policy", "add_lora", "load_adapter", "load_policy", "save_policy", "set_activation_checkpointing"]
+__all__ = [
+    "Policy",
+    "add_lora",
+    "load_adapter",
+    "load_policy",
+    "merge_lora",
+    "save_policy",
+    "set_activation_checkpointing",
+]

@@ -121,6 +121,19 @@ def merged_state(state: Mapping[str, Tensor], spec: LoraSpec) -> dict[str, Tenso
     return merged
 
 
+def fold(model: Network, spec: LoraSpec) -> None:
+    """Add the adapter to the base weights in place and take it out: an ordinary network, as `merged_state` names it."""
+    for name, layer in [(name, module) for name, module in model.named_modules() if hasattr(module, "base_layer")]:
+        base = layer.base_layer
+        delta = (layer.lora_B[_NAME].weight.float() @ layer.lora_A[_NAME].weight.float()) * (spec.alpha / spec.rank)
+        with torch.no_grad():
+            base.weight.copy_((base.weight.float() + delta).to(base.weight.dtype))
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, base)
+    del model.peft_config  # peft's note that it has been here
+    model.requires_grad_(True)
+
+
 def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A network's state without its adapter, under the family's names."""
     return {name.replace(".base_layer.", "."): value for name, value in state.items() if not _is_adapter(name)}

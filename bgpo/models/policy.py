@@ -181,6 +181,18 @@ def load_adapter(policy: Policy, path: str | Path) -> None:
     lora.load(policy.model, directory)
 
 
+def merge_lora(policy: Policy) -> None:
+    """Add the policy's LoRA adapter to its weights: an ordinary policy from then on, to be trained like one.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if policy.lora is None:
+        raise ValueError("the policy has no LoRA adapter to merge")
+    lora.fold(policy.model, policy.lora)
+    policy.lora = None
+
+
 def set_activation_checkpointing(policy: Policy, enabled: bool) -> None:
     """Keep only the input of each block and recompute the rest in the backward pass: less memory, more time."""
     policy.model.activation_checkpointing = enabled

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bgpo.models import Policy, load_policy
+from bgpo.models import Policy
 from bgpo.spec import RunSpec
+from bgpo.training.start import first_policy
 
 
 class Reference:
@@ -25,7 +26,7 @@ class Reference:
         if spec.method.lora is not None:
             return cls(policy, None)
         dtype = next(policy.model.parameters()).dtype
-        frozen = load_policy(spec.model, dtype=dtype, device=policy.device)
+        frozen = first_policy(spec, dtype, policy.device)
         frozen.model.requires_grad_(False)
         return cls(policy, frozen)
 

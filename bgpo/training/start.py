@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bgpo.models import Policy, add_lora, load_adapter, load_policy, set_activation_checkpointing
+from bgpo.models import Policy, add_lora, load_adapter, load_policy, merge_lora, set_activation_checkpointing
 from bgpo.spec import Dpo, Recipe, Reinforcement, RunSpec, Supervised
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row, load_prompts, load_rows
@@ -34,13 +34,24 @@ def start_policy(spec: RunSpec, cluster: Cluster) -> Policy:
         ModelError: a directory cannot be loaded or does not fit.
     """
     lora = spec.method.lora
-    source = spec.model if lora is not None else (spec.resume_from or spec.model)
-    policy = load_policy(source, dtype=weights_dtype(spec), device=device_of(spec, cluster))
+    where = device_of(spec, cluster)
+    if lora is None and spec.resume_from is not None:
+        policy = load_policy(spec.resume_from, dtype=weights_dtype(spec), device=where)
+    else:
+        policy = first_policy(spec, weights_dtype(spec), where)
     if lora is not None:
         add_lora(policy, lora, seed=spec.seed)
         if spec.resume_from is not None:
             load_adapter(policy, spec.resume_from)
     set_activation_checkpointing(policy, spec.method.activation_checkpointing)
+    return policy
+
+
+def first_policy(spec: RunSpec, dtype: torch.dtype, device: torch.device | str) -> Policy:
+    """The policy a run began with, without an adapter of its own. Raises ModelError."""
+    policy = load_policy(spec.model, dtype=dtype, device=device, base=spec.adapter_base)
+    if spec.adapter_base is not None:
+        merge_lora(policy)
     return policy
 
 

@@ -13,8 +13,9 @@ from jobs.db import now
 from jobs.ids import CHECKPOINT, is_id, new_id
 from jobs.repositories import jobs
 from jobs.repositories.dialect import insert as dialect_insert
-from jobs.states import ACTIVE, State
+from jobs.states import ACTIVE, TERMINAL, State
 from jobs.tables import Checkpoint, Job
+from jobs.tenant_tables import CheckpointPermission
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,23 @@ def get(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint | N
     return session.scalar(_of_project(project_id).where(Checkpoint.id == checkpoint_id))
 
 
+def readable(session: Session, project_id: str, reference: str) -> Checkpoint | None:
+    """One checkpoint by its id or its model id: the project's own, or one that is shared with it."""
+    which = Checkpoint.id if is_id(CHECKPOINT, reference) else Checkpoint.name
+    shared = sa.exists().where(
+        CheckpointPermission.checkpoint_id == Checkpoint.id, CheckpointPermission.project_id == project_id
+    )
+    statement = sa.select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(which == reference)
+    return session.scalar(statement.where(sa.or_(Job.project_id == project_id, shared)))
+
+
+def find(session: Session, project_id: str | None, reference: str) -> Checkpoint | None:
+    """One checkpoint by its id or its model id: of a project, or, for administrators (None), of any."""
+    which = Checkpoint.id if is_id(CHECKPOINT, reference) else Checkpoint.name
+    statement = sa.select(Checkpoint) if project_id is None else _of_project(project_id)
+    return session.scalar(statement.where(which == reference))
+
+
 def latest_good(session: Session, job_id: str) -> Checkpoint | None:
     """The newest checkpoint of a job whose files are not known to be damaged."""
     where = (Checkpoint.job_id == job_id, ~Checkpoint.damaged)
@@ -140,6 +158,24 @@ def lock_all(session: Session, job_id: str) -> list[Kept]:
     flags = (Checkpoint.final, Checkpoint.best, Checkpoint.pinned, Checkpoint.damaged)
     statement = sa.select(*columns, *flags).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step)
     return [Kept(*row) for row in session.execute(statement.with_for_update())]
+
+
+def release(session: Session, checkpoint_id: str) -> None:
+    """It is no job's result any more: nothing but a pin, or a job that needs it, keeps it."""
+    statement = sa.update(Checkpoint).where(Checkpoint.id == checkpoint_id).values(final=False)
+    session.execute(statement.execution_options(synchronize_session=False))
+
+
+def started_from(session: Session, checkpoint_ids: Collection[str]) -> set[str]:
+    """Which of these checkpoints give an unfinished job the weights it starts from."""
+    where = (Job.start_checkpoint_id.in_(checkpoint_ids), Job.state.not_in(TERMINAL))
+    found = session.scalars(sa.select(Job.start_checkpoint_id).where(*where))
+    return {checkpoint_id for checkpoint_id in found if checkpoint_id is not None}
+
+
+def hold(session: Session, checkpoint_id: str) -> Checkpoint | None:
+    """One checkpoint, kept from being deleted until the transaction ends."""
+    return session.scalar(sa.select(Checkpoint).where(Checkpoint.id == checkpoint_id).with_for_update(read=True))
 
 
 def resumed_from(

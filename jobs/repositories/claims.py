@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobs.db import now
-from jobs.repositories import attempts, events, queue
+from jobs.repositories import attempts, events, projects, queue
 from jobs.repositories.dialect import is_postgresql, lock_project
 from jobs.repositories.transitions import move
 from jobs.resources import Slot
@@ -26,6 +26,7 @@ class Claim:
     epoch: int
     recipe: dict[str, Any]
     model: str
+    """Id of the base model."""
     training_file: str
     validation_file: str | None
     resume_checkpoint_id: str | None
@@ -38,6 +39,8 @@ class Claim:
     gpu_type: str | None = None
     runtime_left_s: float | None = None
     """Seconds until its deadline, 0 when that is over; None without one."""
+    start_checkpoint_id: str | None = None
+    """The checkpoint whose weights it starts from instead of the base model's."""
     oom_step: int | None = None
     """Step at which an earlier attempt ran out of memory and since which no checkpoint was made."""
 
@@ -55,12 +58,15 @@ def claim_next(session: Session, slot: Slot, lease_s: float, *, max_running: int
     """Take the queued job that is next for this worker, if there is one: a new epoch, a lease, an attempt.
 
     Args:
-        max_running: jobs of one project that may run at once; None = any number.
+        max_running: jobs of one project that may run at once, unless its own limit is lower; None = any number.
     """
     full: list[str] = []
     while (found := queue.lock_next(session, slot, max_running=max_running, full=full)) is not None:
         job_id, project_id = found
-        if max_running is None or _may_start(session, project_id, max_running):
+        limits = [
+            limit for limit in (max_running, projects.limits(session, project_id).running_jobs) if limit is not None
+        ]
+        if not limits or _may_start(session, project_id, min(limits)):
             return _take(session, job_id, slot.worker_id, lease_s, slot.host)
         full.append(project_id)
     return None
@@ -88,7 +94,7 @@ def _take(session: Session, job_id: str, worker_id: str, lease_s: float, host: s
         project_id=job.project_id,
         epoch=job.epoch,
         recipe=job.recipe,
-        model=job.model,
+        model=job.base,
         training_file=job.training_file,
         validation_file=job.validation_file,
         resume_checkpoint_id=job.resume_checkpoint_id,
@@ -99,5 +105,6 @@ def _take(session: Session, job_id: str, worker_id: str, lease_s: float, host: s
         gpus=job.gpus,
         gpu_type=job.gpu_type,
         runtime_left_s=None if job.max_runtime_s is None else max(job.max_runtime_s - runtime_s, 0.0),
+        start_checkpoint_id=job.start_checkpoint_id,
         oom_step=ooms[0] if ooms else None,
     )

@@ -38,7 +38,8 @@ def count_queued(session: Session, project_id: str) -> int:
 
 
 _ASKED = (
-    "project_id", "model", "training_file", "validation_file", "suffix", "tags", "seed", "method", "recipe",
+    "project_id", "model", "base_model", "start_checkpoint_id", "lineage",
+    "training_file", "validation_file", "suffix", "tags", "seed", "method", "recipe",
     "total_steps", "request", "webhook_url", "priority", "gpus", "gpu_type", "max_runtime_s", "request_hash",
 )  # fmt: skip
 
@@ -108,15 +109,21 @@ def page(
 
 
 def succeeded(session: Session, project_id: str) -> list[Job]:
-    """All jobs that made a model, oldest first."""
-    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED)
+    """All jobs that made a model which is not deleted, oldest first."""
+    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, Job.tuned_model_deleted_at.is_(None))
     return list(session.scalars(sa.select(Job).where(*where).order_by(Job.created_at, Job.id)))
 
 
 def by_tuned_model(session: Session, project_id: str, name: str) -> Job | None:
     """The succeeded job that made this model."""
-    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, Job.tuned_model == name)
-    return session.scalar(sa.select(Job).where(*where))
+    where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, Job.tuned_model_deleted_at.is_(None))
+    return session.scalar(sa.select(Job).where(*where, Job.tuned_model == name))
+
+
+def delete_tuned_model(session: Session, job_id: str) -> None:
+    """Its name is no model any more; the job stays."""
+    statement = sa.update(Job).where(Job.id == job_id).values(tuned_model_deleted_at=now())
+    session.execute(statement.execution_options(synchronize_session=False))
 
 
 def queue(session: Session, job_id: str) -> None:

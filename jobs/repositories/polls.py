@@ -20,6 +20,7 @@ Version = tuple[Any, ...]
 
 FROZEN = frozenset(
     {"created_at", "idempotency_key", "request_hash", "model", "training_file", "validation_file", "suffix", "metadata"}
+    | {"base_model", "start_checkpoint_id", "lineage"}
     | {"seed", "method", "recipe", "tuned_model", "total_steps", "request", "source_job_id", "max_attempts"}
 )
 """Columns nobody writes after the insert. A new column that is not named here is a part of the version by itself."""

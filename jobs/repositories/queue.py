@@ -162,11 +162,18 @@ def running(session: Session, project_id: str) -> int:
     return session.scalars(sa.select(sa.func.count()).select_from(Job).where(*where)).one()
 
 
-def waiting(session: Session, job: Job, *, max_running: int | None = None, live_s: float = LIVE_S) -> Waiting | None:
-    """Position of a job and why it waits, in words for its user; None when it does not wait."""
+def waiting(
+    session: Session, job: Job, *, max_running: int | None = None, own_limit: int | None = None, live_s: float = LIVE_S
+) -> Waiting | None:
+    """Position of a job and why it waits, in words for its user; None when it does not wait.
+
+    Args:
+        own_limit: how many jobs its project may run, where that is fewer than `max_running`, which all may.
+    """
     position = position_of(session, job, max_running=max_running)
     if position is not None:
-        return Waiting(job, position, _Look.at(session, job.project_id, max_running, live_s).reason(job, position))
+        look = _Look.at(session, job.project_id, max_running if own_limit is None else own_limit, live_s)
+        return Waiting(job, position, look.reason(job, position))
     reason = _state_reason(job)
     return None if reason is None else Waiting(job, None, reason)
 
@@ -177,9 +184,16 @@ def wait_reason(session: Session, job: Job, *, max_running: int | None = None, l
     return None if found is None else found.reason
 
 
-def snapshot(session: Session, project_id: str, *, max_running: int | None = None, live_s: float = LIVE_S) -> Snapshot:
+def snapshot(
+    session: Session,
+    project_id: str,
+    *,
+    max_running: int | None = None,
+    own_limit: int | None = None,
+    live_s: float = LIVE_S,
+) -> Snapshot:
     """What `GET /v1/fine_tuning/queue` shows."""
-    look = _Look.at(session, project_id, max_running, live_s)
+    look = _Look.at(session, project_id, max_running if own_limit is None else own_limit, live_s)
     places = positions(session, project_id, max_running=max_running)
     mine = sa.select(Job).where(Job.project_id == project_id).order_by(Job.id).execution_options(populate_existing=True)
     held = session.scalars(mine.where(Job.state.in_(ACTIVE))).all()

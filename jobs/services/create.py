@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from jobs.context import Context
-from jobs.errors import InvalidRequest, NotFound
+from jobs.errors import InvalidRequest
 from jobs.ids import JOB, new_id, short
-from jobs.repositories import events, files, job_rows
-from jobs.services import scheduling
+from jobs.repositories import checkpoints, events, files, job_rows
+from jobs.services import scheduling, tuned_models
 from jobs.services import secrets as stored_secrets
 from jobs.services.grader_check import INVALID, located
 from jobs.services.rows import first_rows
@@ -37,7 +37,7 @@ def create(ctx: Context, project_id: str, body: CreateJob, idempotency_key: str 
     """Make a queued job.
 
     Raises:
-        NotFound: no such base model.
+        NotFound: no such model.
         InvalidRequest: anything else wrong with the request.
         InsufficientQuota: as many jobs of the project wait as may.
         Conflict: the key was used with another body.
@@ -48,9 +48,10 @@ def create(ctx: Context, project_id: str, body: CreateJob, idempotency_key: str 
 
 def make(ctx: Context, wanted: Submission, body: CreateJob, source: Job | None = None) -> Job:
     """Make the job of a request that is not a repetition, cloned from `source` if given. Raises as `create`."""
-    require_model(ctx, body.model)
     method = method_of(body)
     where = scheduling.columns(ctx, body.rl)
+    with ctx.db.read() as session:  # before the grader is tried; again in the transaction
+        tuned_models.resolve(ctx, session, wanted.project_id, body.model)
     grader, notes = _grader(ctx, wanted.project_id, body, method)
 
     def enter(session: Session) -> Job:
@@ -63,7 +64,7 @@ def make(ctx: Context, wanted: Submission, body: CreateJob, source: Job | None =
 def require_model(ctx: Context, model: str) -> None:
     """Raises NotFound when there is no such base model."""
     if ctx.catalog.get(model) is None:
-        raise NotFound(f"The model '{model}' does not exist.", "model", "model_not_found")
+        raise tuned_models.unknown(model)
 
 
 def tuned_model(job_id: str, project_id: str, model: str, suffix: str | None) -> str:
@@ -103,6 +104,7 @@ def _row(
     source: Job | None,
 ) -> Job:
     project_id = wanted.project_id
+    start = _start(ctx, session, project_id, body, method)
     train = _dataset(session, project_id, body.training_file, "training_file", method)
     valid = None
     if body.validation_file is not None:
@@ -120,7 +122,7 @@ def _row(
         request_hash=wanted.digest,
         request=body.model_dump(mode="json", exclude_unset=True),
         source_job_id=source.id if source is not None else None,
-        model=body.model,
+        **start,
         training_file=body.training_file,
         validation_file=body.validation_file,
         suffix=body.suffix,
@@ -128,7 +130,7 @@ def _row(
         seed=seed,
         method=shown,
         recipe=recipe.model_dump(mode="json"),
-        tuned_model=tuned_model(job_id, project_id, body.model, body.suffix),
+        tuned_model=tuned_model(job_id, project_id, start["base_model"] or body.model, body.suffix),
         total_steps=recipe.method.max_steps,
         state=State.VALIDATING,
         desired="run",
@@ -136,6 +138,30 @@ def _row(
         max_attempts=ctx.settings.max_attempts,
         **where,
     )
+
+
+def _start(ctx: Context, session: Session, project_id: str, body: CreateJob, method: Method) -> dict[str, Any]:
+    """The columns that say which weights a job starts from. A checkpoint is held, so that nobody deletes it before the
+    job exists."""
+    weights = tuned_models.resolve(ctx, session, project_id, body.model)
+    if weights.checkpoint is None or weights.job is None:
+        return {"model": body.model, "base_model": None}
+    held = checkpoints.hold(session, weights.checkpoint.id)
+    if held is None:  # deleted since
+        raise tuned_models.unknown(body.model)
+    lora = getattr(method.block.hyperparameters, "lora", None)
+    if lora is not None and lora.checkpoints == "adapter":
+        param = f"{method.path}.lora.checkpoints"
+        message = f"{param}: an adapter alone is of use over a base model only: with a tuned model it must be merged."
+        raise InvalidRequest(message, param)
+    source = weights.job
+    origin = {"model": body.model, "checkpoint": held.id, "job": source.id, "step": held.step}
+    return {
+        "model": body.model,
+        "base_model": weights.base.id,
+        "start_checkpoint_id": held.id,
+        "lineage": [origin, *(source.lineage or [])],
+    }
 
 
 def _dataset(session: Session, project_id: str, file_id: str, param: str, method: Method) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Literal
 import structlog
 
 from jobs.context import Context
-from jobs.errors import InvalidRequest, NotFound
+from jobs.errors import InsufficientQuota, InvalidRequest, NotFound
 from jobs.ids import FILE, new_id
 from jobs.repositories import files
 from jobs.repositories.text import clean
-from jobs.services import dataset
+from jobs.services import dataset, quotas
 from jobs.services.paging import Page, cut
 from jobs.storage import StorageError
 from jobs.tables import File
@@ -49,6 +49,7 @@ def create(ctx: Context, project_id: str, upload: Upload) -> File:
     Raises:
         InvalidRequest: it is empty or has an unknown purpose.
         DataError: it is for fine-tuning and a line cannot be used.
+        InsufficientQuota: the project keeps as much as it may.
     """
     purpose = check_purpose(upload.purpose)
     if not upload.bytes:
@@ -58,18 +59,23 @@ def create(ctx: Context, project_id: str, upload: Upload) -> File:
     file_id = new_id(FILE)
     key = f"files/{file_id}"
     ctx.store.put_file(upload.path, key)
-    with ctx.db.transaction() as session:
-        return files.insert(
-            session,
-            project_id,
-            id=file_id,
-            filename=clean(upload.filename, MAX_FILENAME),
-            purpose=purpose,
-            bytes=upload.bytes,
-            sha256=upload.sha256,
-            key=key,
-            summary=summary,
-        )
+    try:
+        with ctx.db.transaction() as session:
+            quotas.require_file(ctx, session, project_id, upload.bytes)
+            return files.insert(
+                session,
+                project_id,
+                id=file_id,
+                filename=clean(upload.filename, MAX_FILENAME),
+                purpose=purpose,
+                bytes=upload.bytes,
+                sha256=upload.sha256,
+                key=key,
+                summary=summary,
+            )
+    except InsufficientQuota:
+        _forget(ctx, key)
+        raise
 
 
 def get(ctx: Context, project_id: str, file_id: str) -> File:
@@ -103,7 +109,11 @@ def delete(ctx: Context, project_id: str, file_id: str) -> None:
         if user is not None:
             raise InvalidRequest(f"File {file_id} is used by the unfinished job {user}.", "id", "file_in_use")
         files.delete(session, project_id, file_id)
+    _forget(ctx, file.key)
+
+
+def _forget(ctx: Context, key: str) -> None:
     try:
-        ctx.store.delete(file.key)
-    except StorageError:  # the file is deleted for everybody; the sweeper has another try
-        _log.warning("bytes of a deleted file are still there", key=file.key, exc_info=True)
+        ctx.store.delete(key)
+    except StorageError:  # there is no row: the file is gone for everybody; the sweeper has another try
+        _log.warning("bytes of a deleted file are still there", key=key, exc_info=True)

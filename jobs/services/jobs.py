@@ -8,10 +8,11 @@ from sqlalchemy.orm import Session
 
 from jobs.context import Context
 from jobs.errors import InvalidRequest, NotFound
+from jobs.ids import CHECKPOINT, is_id
 from jobs.repositories import attempts, checkpoints, events, job_rows, metrics, samples
 from jobs.services.paging import Page, cut
+from jobs.services.quotas import require_job
 from jobs.services.ringing import note, ring
-from jobs.services.submit import require_room
 from jobs.states import State
 from jobs.tables import Attempt, Checkpoint, Event, Job, Metric, Sample
 
@@ -49,7 +50,7 @@ def resume(ctx: Context, project_id: str, job_id: str) -> Job:
     def change(session: Session, project_id: str, job_id: str) -> Job | None:
         job = job_rows.get(session, project_id, job_id)
         if job is not None and job.state == State.PAUSED:
-            require_room(ctx, session, project_id)
+            require_job(ctx, session, project_id)
         job = job_rows.resume(session, project_id, job_id)
         if job is not None and job.state == State.QUEUED:
             note(session, job)
@@ -98,9 +99,9 @@ def checkpoints_page(ctx: Context, project_id: str, job_id: str, *, after: str |
 
 
 def checkpoint(ctx: Context, project_id: str, checkpoint_id: str) -> Checkpoint:
-    """One checkpoint. Raises NotFound."""
+    """One checkpoint, the project's own or shared with it. Raises NotFound."""
     with ctx.db.read() as session:
-        found = checkpoints.get(session, project_id, checkpoint_id)
+        found = checkpoints.readable(session, project_id, checkpoint_id) if is_id(CHECKPOINT, checkpoint_id) else None
     if found is None:
         raise NotFound(f"No such checkpoint: {checkpoint_id}", "id")
     return found

@@ -1,4 +1,5 @@
-"""Which checkpoints are kept: the last few of a job, its best, what is pinned, and what some job goes on from.
+"""Which checkpoints are kept: the last few of a job, its best, what is pinned, and what some job goes on or
+starts from.
 
 Rows go first, in one transaction, and their files after it: a reader who finds a row finds its files. Files whose
 deletion fails, or never starts, are left without a row, and `jobs.services.sweep` removes them.
@@ -54,7 +55,8 @@ def apply(database: Database, store: ArtifactStore, job_id: str, epoch: int) -> 
             return 0  # made under schema 0001, which promised to keep every checkpoint
         rule = CheckpointingSpec.model_validate(job.recipe.get("checkpointing", {}))
         rows = checkpoints.lock_all(session, job_id)
-        in_use = checkpoints.resumed_from(session, [row.id for row in rows])
+        ids = [row.id for row in rows]
+        in_use = checkpoints.resumed_from(session, ids) | checkpoints.started_from(session, ids)
         gone = surplus(rows, rule.keep_last, keep_best=rule.keep_best, in_use=in_use)
         checkpoints.remove(session, [row.id for row in gone])
     for row in gone:
@@ -67,7 +69,7 @@ def delete_checkpoint(ctx: Context, project_id: str, checkpoint_id: str) -> None
 
     Raises:
         NotFound: no such checkpoint.
-        InvalidRequest: it is pinned, the result of its job, or what an unfinished job goes on from.
+        InvalidRequest: it is pinned, the result of its job, or what an unfinished job goes on or starts from.
     """
     with ctx.db.transaction() as session:
         found = checkpoints.get(session, project_id, checkpoint_id)
@@ -81,6 +83,9 @@ def delete_checkpoint(ctx: Context, project_id: str, checkpoint_id: str) -> None
             raise InvalidRequest(f"Checkpoint {checkpoint_id} is the result of its job.", "id", "checkpoint_in_use")
         if checkpoints.resumed_from(session, [row.id], states=set(State) - TERMINAL):
             message = f"An unfinished job goes on from checkpoint {checkpoint_id}: cancel that job first."
+            raise InvalidRequest(message, "id", "checkpoint_in_use")
+        if checkpoints.started_from(session, [row.id]):
+            message = f"An unfinished job starts from checkpoint {checkpoint_id}: cancel that job first."
             raise InvalidRequest(message, "id", "checkpoint_in_use")
         checkpoints.remove(session, [checkpoint_id])
     delete_files(ctx.store, row.key)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from jobs.context import Context
 from jobs.errors import InvalidRequest, InvalidState, NotFound
 from jobs.ids import JOB, new_id
-from jobs.repositories import files, job_rows
+from jobs.repositories import checkpoints, files, job_rows
 from jobs.services import scheduling
 from jobs.services.create import enter_queue, require_model, tuned_model
 from jobs.services.submit import Submission, repeated, submission, submit
@@ -48,25 +48,37 @@ def _make(ctx: Context, wanted: Submission, job_id: str, changes: dict[str, Any]
         raise InvalidState(
             f"Job {job_id} is {status}: only failed and cancelled jobs can be retried. Clone it instead."
         )
-    require_model(ctx, source.model)
+    require_model(ctx, source.base)
     wish = _merged(scheduling.of_job(source), changes)
     where = scheduling.columns(ctx, Scheduling.model_validate(wish))
 
     def enter(session: Session) -> Job:
         _hold_files(session, source)
+        _hold_start(session, source)
         resume = job_rows.resume_point(session, source)
         new = new_id(JOB)
-        name = tuned_model(new, source.project_id, source.model, source.suffix)
+        name = tuned_model(new, source.project_id, source.base, source.suffix)
         job = job_rows.again(source, id=new, tuned_model=name, max_attempts=ctx.settings.max_attempts, resume=resume)
         job.idempotency_key, job.request_hash = wanted.key, wanted.digest
         for column, value in where.items():
             setattr(job, column, value)
         if source.request is not None:
             job.request = source.request | {"rl": _merged(source.request.get("rl", {}), changes)}
-        goes_on = f"continues from its step {resume.step}" if resume is not None else "starts from the base model"
+        first = "the base model" if source.start_checkpoint_id is None else source.model
+        goes_on = f"continues from its step {resume.step}" if resume is not None else f"starts from {first}"
         return enter_queue(session, job, f"Retries {source.id}: {goes_on}")
 
     return submit(ctx, wanted, enter)
+
+
+def _hold_start(session: Session, job: Job) -> None:
+    """The checkpoint that the job's weights come from must be there, and stay until the new job exists."""
+    if job.start_checkpoint_id is not None:
+        start = checkpoints.hold(session, job.start_checkpoint_id)
+        if start is None or start.damaged:
+            what = "deleted" if start is None else "found damaged"
+            message = f"The checkpoint of the model {job.model} that the job starts from was {what}: create a new job."
+            raise InvalidRequest(message, "model", "invalid_model")
 
 
 def _merged(old: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.context import Context
-from jobs.errors import Conflict, InsufficientQuota, InvalidRequest
+from jobs.errors import Conflict, InvalidRequest
 from jobs.repositories import job_rows
+from jobs.services.quotas import require_job
 from jobs.services.ringing import note, ring
 from jobs.tables import Job
 
@@ -58,12 +59,12 @@ def submit(ctx: Context, wanted: Submission, enter: Callable[[Session], Job]) ->
     """Queue the job that `enter` inserts, and ring for it.
 
     Raises:
-        InsufficientQuota: as many jobs of the project wait as may.
+        InsufficientQuota: as many jobs of the project wait as may, or its budget is used up.
         Conflict: another request has used the key meanwhile.
     """
     try:
         with ctx.db.transaction() as session:
-            require_room(ctx, session, wanted.project_id)
+            require_job(ctx, session, wanted.project_id)
             job = enter(session)
             note(session, job)
     except IntegrityError:  # the twin of this request was quicker
@@ -73,10 +74,3 @@ def submit(ctx: Context, wanted: Submission, enter: Callable[[Session], Job]) ->
         return twin
     ring(ctx, job)
     return job
-
-
-def require_room(ctx: Context, session: Session, project_id: str) -> None:
-    """Refuse one more waiting job when the project has as many as it may. Raises InsufficientQuota."""
-    limit = ctx.settings.max_queued_jobs
-    if job_rows.count_queued(session, project_id) >= limit:
-        raise InsufficientQuota(f"{limit} jobs wait already, which is the limit: wait for one to start, or cancel one.")

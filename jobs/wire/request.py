@@ -185,7 +185,9 @@ Value = Annotated[str, StringConstraints(max_length=512)]
 class CreateJob(StorableWire):
     """A request for a fine-tuning job."""
 
-    model: str = Field(min_length=1, max_length=256, description="Id of a base model, see GET /v1/models.")
+    model: str = Field(
+        min_length=1, max_length=512, description="What to start from: a base model, a tuned model, or a checkpoint."
+    )
     training_file: str = Field(min_length=1, max_length=64)
     validation_file: str | None = Field(None, min_length=1, max_length=64)
     method: MethodBlock | None = Field(None, description="Absent: supervised.")

@@ -1,5 +1,6 @@
 """Brings the running API into this folder."""
 
+from tests.api.tenants import make_tenants, tenants
 from tests.service import service, start_service
 
-__all__ = ["service", "start_service"]
+__all__ = ["make_tenants", "service", "start_service", "tenants"]

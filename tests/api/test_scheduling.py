@@ -233,7 +233,7 @@ class TestWorkers:
                 assert error_of(response, 403)["code"] == "insufficient_permissions"
         if keys.get("api_key") and given == "sk-a":
             with service.http(headers=headers) as http:
-                error_of(http.get("/v1/files"), 401)  # it opens nothing else
+                error_of(http.get("/v1/files"), 403)  # it opens nothing else
 
     def test_no_page_of_another_site_reads_it(self, service: Any) -> None:
         with service.http(headers={"origin": "https://evil.example"}) as http:

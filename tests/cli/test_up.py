@@ -22,7 +22,7 @@ from cli.ports import free_port
 
 pytestmark = pytest.mark.timeout(300)  # many processes that import PyTorch, perhaps on few cores
 BGPO = [sys.executable, "-m", "cli.main"]
-PARTS = {"redis", "api", "worker", "trainer"}
+PARTS = {"redis", "api", "worker", "generator", "trainer"}
 
 
 class Up:
@@ -43,10 +43,16 @@ class Up:
         found = {}
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                command = " ".join(child.cmdline())
+                command = " ".join(child.cmdline()) + " "
             except psutil.NoSuchProcess:
                 continue
-            kinds = (("redis-server", "redis"), ("-m api", "api"), ("-m worker", "worker"), ("bgpo.run", "trainer"))
+            kinds = (
+                ("redis-server", "redis"),
+                ("-m api", "api"),
+                ("-m worker ", "worker"),
+                ("-m worker.generator", "generator"),
+                ("bgpo.run", "trainer"),
+            )
             for words, name in kinds:
                 if words in command:
                     found[name] = child
@@ -149,7 +155,7 @@ def test_kill_9_leaves_nothing(up: Callable[..., Any], tmp_path: Path) -> None:
         assert_all_gone(parts)
 
 
-@pytest.mark.parametrize("victim", ["redis", "api", "worker"])
+@pytest.mark.parametrize("victim", ["redis", "api", "worker", "generator"])
 def test_when_a_part_dies_it_says_so_and_stops_the_others(up: Callable[..., Any], tmp_path: Path, victim: str) -> None:
     with up() as running:
         running.read_ready()

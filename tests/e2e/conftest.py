@@ -61,12 +61,12 @@ def _with_servers(home: Path, env: dict[str, str], request: pytest.FixtureReques
     }
     parts = [
         Part(name, [sys.executable, "-m", name], env=env, cwd=home, log_path=home / f"{name}.log")
-        for name in ("api", "worker")
+        for name in ("api", "worker", "worker.generator")
     ]
     try:
         wait_ready(f"http://127.0.0.1:{port}", parts)
         yield Running(f"http://127.0.0.1:{port}", home)
-        assert [part.poll() for part in parts] == [None, None], [part.log_tail() for part in parts]
+        assert not any(part.poll() is not None for part in parts), [part.log_tail() for part in parts]
     finally:
         for part in parts:
             part.kill()

@@ -300,3 +300,20 @@ def test_a_publish_that_was_recorded_is_not_recorded_twice(
     with db.read() as session:
         messages = list(session.scalars(sa.select(Event.message).where(Event.job_id == claim.job_id)))
     assert sum("Checkpoint created" in message for message in messages) == 1
+
+
+def test_what_an_unfinished_job_starts_from_stays(
+    ctx: Context, running: MakeRunning, publish: Publish, make_job: Callable[..., str]
+) -> None:
+    claim = running()
+    made = {step: publish(claim, step) for step in range(1, 6)}
+    waiting = make_job(start_checkpoint_id=made[1])
+    make_job(start_checkpoint_id=made[2], state=State.FAILED)
+    assert apply(ctx, claim) == 2
+    assert steps(ctx, claim) == [1, 4, 5]
+    with pytest.raises(InvalidRequest, match="starts from checkpoint"):
+        retention.delete_checkpoint(ctx, DEFAULT_PROJECT, made[1])
+    with ctx.db.transaction() as session:
+        assert job_rows.cancel(session, DEFAULT_PROJECT, waiting) is not None
+    retention.delete_checkpoint(ctx, DEFAULT_PROJECT, made[1])
+    assert steps(ctx, claim) == [4, 5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 
 from jobs.artifacts import StorageError
 from jobs.db import Database
+from jobs.ids import CHECKPOINT, new_id
 from jobs.repositories import checkpoints
+from jobs.repositories.claims import claim_next
 from jobs.tables import Checkpoint
 from tests.worker.helpers import (
     GetJob,
@@ -27,6 +30,8 @@ from tests.worker.helpers import (
 )
 from worker.answering import run_next
 from worker.context import WorkerContext
+from worker.preparation import Preparation
+from worker.workdir import WorkDir
 
 
 @pytest.mark.parametrize(
@@ -204,3 +209,114 @@ def test_a_job_that_does_not_fit_the_disk_is_paused_before_it_starts(
     assert f"needs {needed + 50} bytes" in str(job.pause_message)
     assert "under <home>" in str(job.pause_message)
     assert str(tmp_path) not in str(job.pause_message)
+
+
+@pytest.fixture
+def start_from(db: Database, context: WorkerContext, make_job: MakeJob, tmp_path: Path) -> Any:
+    """Stores a checkpoint of another job, made of these files, and returns it."""
+
+    def make(**files: bytes) -> Checkpoint:
+        folder = tmp_path / "start"
+        for name, content in files.items():
+            path = folder / name.replace("__", "/").replace("_DOT_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        job_id = make_job(state="succeeded")
+        key = f"checkpoints/{job_id}/1/step-000006"
+        manifest = context.store.publish_directory(folder, key)
+        with db.transaction() as session:
+            session.add(
+                Checkpoint(
+                    id=new_id(CHECKPOINT),
+                    job_id=job_id,
+                    epoch=1,
+                    step=6,
+                    created_at=1.0,
+                    name=f"ft:{job_id}:ckpt-step-6",
+                    key=key,
+                    manifest=manifest.as_json(),
+                    manifest_sha256=manifest.sha256,
+                    bytes=manifest.bytes,
+                    final=True,
+                    metrics={},
+                )
+            )
+        with db.read() as session:
+            (row,) = checkpoints.page(session, job_id, after=None, limit=1)
+            return row
+
+    return make
+
+
+WHOLE = {
+    "config_DOT_json": b"{}",
+    "model_DOT_safetensors": b"weights",
+    "adapter__adapter_model_DOT_safetensors": b"adapter",
+    "trainer_state__state_DOT_json": b"{}",
+}
+
+
+def prepared(context: WorkerContext, db: Database) -> tuple[dict[str, Any], Path]:
+    """The run specification of the next job's attempt, and its folder."""
+    with db.transaction() as session:
+        claim = claim_next(session, context.slot, 60)
+    assert claim is not None
+    workdir = WorkDir(context.settings, claim)
+    preparation = Preparation(context, claim, workdir)
+    preparation.start()
+    preparation.join(60)
+    assert preparation.result() is None
+    return json.loads(workdir.spec.read_text()), workdir.path
+
+
+def test_a_job_starts_from_the_weights_of_a_checkpoint(
+    db: Database, context: WorkerContext, make_job: MakeJob, start_from: Any
+) -> None:
+    start = start_from(**WHOLE)
+    make_job(model=start.name, base_model="tiny", start_checkpoint_id=start.id)
+    spec, folder = prepared(context, db)
+    assert (spec["model"], spec["adapter_base"]) == (str(folder / "start"), None)
+    found = {path.relative_to(folder / "start").as_posix() for path in (folder / "start").rglob("*") if path.is_file()}
+    assert found == {"config.json", "model.safetensors"}
+
+
+def test_an_adapter_alone_is_started_from_with_its_base_model(
+    db: Database, context: WorkerContext, make_job: MakeJob, start_from: Any
+) -> None:
+    start = start_from(**{name: content for name, content in WHOLE.items() if not name.startswith("model")})
+    make_job(model=start.name, base_model="tiny", start_checkpoint_id=start.id)
+    spec, folder = prepared(context, db)
+    assert spec["adapter_base"] == str(context.settings.model_root / "tiny")
+    assert (folder / "start" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("how", ["missing", "altered", "deleted"])
+def test_a_job_whose_start_is_damaged_or_gone_fails(
+    db: Database, context: WorkerContext, make_job: MakeJob, get_job: GetJob, start_from: Any, tmp_path: Path, how: str
+) -> None:
+    start = start_from(**WHOLE)
+    job_id = make_job(model=start.name, base_model="tiny", start_checkpoint_id=start.id)
+    if how == "deleted":
+        with db.transaction() as session:
+            checkpoints.remove(session, [start.id])
+    else:
+        damage(context, f"{start.key}/model.safetensors", how, tmp_path)
+    run_next(context)
+    job = get_job(job_id)
+    assert (job.state, job.error_code, job.error_param) == ("failed", "bad_model", "model")
+    assert ("was deleted" if how == "deleted" else "is damaged") in str(job.error_message)
+    with db.read() as session:
+        found = checkpoints.by_id(session, start.id)
+        assert (found is None) if how == "deleted" else (found is not None and found.damaged)
+
+
+def test_the_disk_must_have_room_for_the_start(
+    context: WorkerContext, make_job: MakeJob, get_job: GetJob, start_from: Any, db: Database
+) -> None:
+    start = start_from(**WHOLE)
+    job_id = make_job(model=start.name, base_model="tiny", start_checkpoint_id=start.id)
+    huge = [dict(file, bytes=1 << 60) for file in start.manifest]
+    with db.transaction() as session:
+        session.get_one(Checkpoint, start.id).manifest = huge
+    run_next(context)
+    assert (get_job(job_id).state, get_job(job_id).pause_code) == ("paused", "disk_full")

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from bgpo.diffusion.rng import Purpose, stream_keys
-from bgpo.diffusion.sampler import Rollouts, sample
+from bgpo.diffusion.sampler import Decoding, Rollouts, decode, sample
 from bgpo.models import Policy
 from bgpo.models.llada import LLaDAModel
 from bgpo.spec import RolloutSpec
@@ -325,3 +325,30 @@ def test_sampling_leaves_no_graph() -> None:
     policy = tiny_policy()
     found = run(policy, [[1]], rollout(4, 4, 4), 1.0)
     assert not found.entropy_B.requires_grad
+
+
+def test_decoding_in_steps_says_what_is_final() -> None:
+    policy, _ = shift_mask(tiny_policy(seed=2, std=0.4), -40)
+    prompts, spec = prompts_of(3, 5), rollout(12, 4, 6)
+    whole = run(policy, prompts, spec, 0.0)
+    decoding = Decoding(policy, prompts, 12, policy.device)
+    said = []
+    for final in decode(decoding, spec, keys_of(2), temperature=0.0):
+        said.append(final)
+        for row in decoding.rows.tolist():
+            assert decoding.response()[row, :final].tolist() == whole.tokens_BG[row, :final].tolist()
+    assert said == [0, 4, 4, 8, 8, 12][: len(said)]
+    assert torch.equal(decoding.result().tokens_BG, whole.tokens_BG)
+
+
+def test_a_dropped_row_costs_nothing_and_changes_no_other() -> None:
+    policy, _ = shift_mask(tiny_policy(seed=2, std=0.05), -40)
+    prompts, spec = prompts_of(3, 5), rollout(12, 4, 12)
+    whole = run(policy, prompts, spec, 1.0)
+    decoding = Decoding(policy, prompts, 12, policy.device)
+    for step, _ in enumerate(decode(decoding, spec, keys_of(2), temperature=1.0)):
+        if step == 0:
+            decoding.drop(0)
+    assert MASK in decoding.response()[0].tolist(), "left as it was"
+    assert responses(decoding.result())[1] == responses(whole)[1]
+    assert decoding.forward_rows < whole.forward_rows

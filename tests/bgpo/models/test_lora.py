@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from bgpo.errors import ModelError
-from bgpo.models import Policy, add_lora, load_adapter, load_policy, save_policy
+from bgpo.models import Policy, add_lora, load_adapter, load_policy, merge_lora, save_policy
 from bgpo.models.scratch import FamilyName, create_checkpoint
 from bgpo.spec import LoraSpec
 
@@ -241,3 +241,23 @@ def test_a_foreign_adapter_is_refused(tmp_path: Path, checkpoint: Path, change: 
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=says):
         load_policy(tmp_path, base=checkpoint)
+
+
+@pytest.mark.parametrize("targets", ["all", "attention"])
+def test_a_merged_policy_is_the_saved_merged_one(base: Path, tmp_path: Path, targets: str) -> None:
+    policy = adapted(base, SPEC.model_copy(update={"targets": targets}))
+    save_policy(policy, tmp_path / "saved")
+    merge_lora(policy)
+    saved = load_policy(tmp_path / "saved")
+    state, expected = policy.model.state_dict(), saved.model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert torch.equal(logits(policy), logits(saved))
+    assert policy.lora is None
+    assert all(parameter.requires_grad for parameter in policy.model.parameters())
+    add_lora(policy, SPEC)  # it can be trained like any other
+
+
+def test_a_policy_without_an_adapter_has_nothing_to_merge(base: Path) -> None:
+    with pytest.raises(ValueError, match="no LoRA adapter to merge"):
+        merge_lora(load_policy(base))

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from bgpo.models import Policy, add_lora
+from bgpo.errors import ModelError
+from bgpo.models import Policy, add_lora, load_policy, save_policy
 from bgpo.spec import LoraSpec, RunSpec
+from bgpo.training.cluster import join_cluster
 from bgpo.training.reference import Reference
+from bgpo.training.start import start_policy
 from tests.bgpo.training.harness import STEP, Harness, rows_of, run_spec
 
 Start = Callable[..., Harness]
@@ -63,6 +66,29 @@ def test_with_lora_it_is_the_policy_without_adapters(wordy: Policy, wordy_checkp
         torch.testing.assert_close(outputs(frozen), before)
     assert torch.equal(outputs(wordy), moved)
     assert not torch.allclose(moved, before)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_run_may_begin_with_an_adapter_over_its_base(
+    wordy: Policy, wordy_checkpoint: Path, tmp_path: Path, lora: dict[str, float] | None
+) -> None:
+    add_lora(wordy, LoraSpec(rank=2, alpha=4.0, checkpoints="merged"))
+    disturb(wordy)
+    save_policy(wordy, tmp_path / "merged")
+    for weights in (tmp_path / "merged").glob("*.safetensors*"):
+        weights.rename(tmp_path / weights.name)  # an adapter alone is left
+    with pytest.raises(ModelError, match="adapter only"):
+        load_policy(tmp_path / "merged")
+    fields = {"model": str(tmp_path / "merged"), "adapter_base": str(wordy_checkpoint)}
+    spec = run_spec(lora=lora).model_copy(update=fields)
+    policy = start_policy(spec, join_cluster("cpu"))
+    with wordy.without_adapter():
+        base = outputs(wordy)
+    torch.testing.assert_close(outputs(policy), outputs(wordy))
+    assert not torch.allclose(outputs(policy), base)
+    disturb(policy)
+    with Reference.of(policy, spec).policy() as frozen:
+        torch.testing.assert_close(outputs(frozen), outputs(wordy))
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -1,0 +1,112 @@
+"""Sharing checkpoints between projects: what the other one may then do, and what it still may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openai
+import pytest
+
+from jobs.repositories import checkpoints
+from tests.api.tenants import Tenants
+
+CHECKPOINTS = "/v1/fine_tuning/checkpoints"
+
+
+@pytest.fixture
+def shared(tenants: Tenants, tmp_path: Path) -> tuple[str, str, str, str]:
+    """Keys of the owner and of another project, the other project, a checkpoint."""
+    other = tenants.project("other")
+    owner_key, other_key = tenants.key(tenants.project("owner"))["value"], tenants.key(other)["value"]
+    checkpoint_id = tenants.checkpoint(tenants.job(owner_key), tmp_path / "checkpoint")
+    return owner_key, other_key, other, checkpoint_id
+
+
+def test_a_shared_checkpoint_is_read_downloaded_and_a_model(
+    tenants: Tenants, shared: tuple[str, str, str, str]
+) -> None:
+    owner_key, other_key, other, checkpoint_id = shared
+    url = f"{CHECKPOINTS}/{checkpoint_id}"
+    paths = [url, f"{url}/files", f"{url}/files/model.safetensors", f"{url}/content"]
+    with tenants.http(owner_key) as owner, tenants.http(other_key) as http:
+        name = owner.get(url).json()["fine_tuned_model_checkpoint"]
+        paths.append(f"/v1/models/{name}")
+        assert {http.get(path).status_code for path in paths} == {404}
+        made = owner.post(f"{url}/permissions", json={"project_ids": [other, other]}).json()
+        assert [each["project_id"] for each in made["data"]] == [other]
+        assert made["data"][0]["object"] == "checkpoint.permission"
+        again = owner.post(f"{url}/permissions", json={"project_ids": [other]}).json()
+        assert again == made
+        assert [http.get(path).status_code for path in paths] == [200] * 5
+        assert http.get(paths[2]).content == b"weights"
+        model = http.get(paths[4]).json()
+        assert (model["id"], model["object"]) == (name, "model")
+        for method, path, body in (
+            ("PATCH", url, {"pinned": True}),
+            ("DELETE", url, None),
+            ("POST", f"{url}/permissions", {"project_ids": [other]}),
+            ("GET", f"{url}/permissions", None),
+            ("DELETE", f"{url}/permissions/{made['data'][0]['id']}", None),
+        ):
+            assert http.request(method, path, json=body).status_code == 404, (method, path)
+        gone = owner.delete(f"{url}/permissions/{made['data'][0]['id']}").json()
+        assert gone == {"id": made["data"][0]["id"], "object": "checkpoint.permission", "deleted": True}
+        assert {http.get(path).status_code for path in paths} == {404}
+        assert owner.delete(f"{url}/permissions/{made['data'][0]['id']}").status_code == 404
+
+
+def test_lists(tenants: Tenants, shared: tuple[str, str, str, str]) -> None:
+    owner_key, _, other, checkpoint_id = shared
+    projects = [other, *(tenants.project(str(number)) for number in range(3))]
+    url = f"{CHECKPOINTS}/{checkpoint_id}/permissions"
+    with tenants.http(owner_key) as http:
+        for project in projects:
+            http.post(url, json={"project_ids": [project]})
+        newest_first = [each["project_id"] for each in http.get(url).json()["data"]]
+        assert newest_first == projects[::-1]
+        seen: list[str] = []
+        page = http.get(url, params={"order": "ascending", "limit": 3}).json()
+        seen += [each["project_id"] for each in page["data"]]
+        assert page["has_more"]
+        page = http.get(url, params={"order": "ascending", "limit": 3, "after": page["last_id"]}).json()
+        assert seen + [each["project_id"] for each in page["data"]] == projects
+        only = http.get(url, params={"project_id": projects[1]}).json()["data"]
+        assert [each["project_id"] for each in only] == [projects[1]]
+        for wrong in ({"project_ids": ["proj_none"]}, {"project_ids": []}, {}):
+            assert http.post(url, json=wrong).status_code == 400
+        tenants.admin("POST", f"projects/{other}/archive")
+        assert http.post(url, json={"project_ids": [other]}).status_code == 400
+
+
+def test_by_the_client_with_either_key_and_by_the_models_name(
+    tenants: Tenants, shared: tuple[str, str, str, str]
+) -> None:
+    owner_key, _, other, checkpoint_id = shared
+    with tenants.http(owner_key) as http:
+        name = http.get(f"{CHECKPOINTS}/{checkpoint_id}").json()["fine_tuned_model_checkpoint"]
+    url = f"{tenants.service.url}/v1"
+    with openai.OpenAI(base_url=url, api_key=owner_key, admin_api_key=tenants.admin_key, max_retries=0) as client:
+        permissions = client.fine_tuning.checkpoints.permissions
+        (made,) = permissions.create(name, project_ids=[other])
+        assert made.project_id == other
+        assert [each.id for each in permissions.list(name)] == [made.id]
+        with pytest.deprecated_call():
+            assert [each.id for each in permissions.retrieve(name).data] == [made.id]
+        assert permissions.delete(made.id, fine_tuned_model_checkpoint=name).deleted
+    with tenants.http(owner_key) as http:
+        body = {"project_ids": [other]}
+        assert http.post(f"{CHECKPOINTS}/{name}/permissions", json=body).status_code == 200
+    with tenants.http(tenants.key(other, "jobs:read")["value"]) as http:
+        assert http.get(f"{CHECKPOINTS}/{checkpoint_id}/permissions").status_code == 403
+
+
+def test_permissions_go_with_their_checkpoint(tenants: Tenants, shared: tuple[str, str, str, str]) -> None:
+    owner_key, other_key, other, checkpoint_id = shared
+    with tenants.http(owner_key) as http:
+        http.post(f"{CHECKPOINTS}/{checkpoint_id}/permissions", json={"project_ids": [other]})
+        job_id = http.get("/v1/fine_tuning/jobs").json()["data"][0]["id"]
+        http.post(f"/v1/fine_tuning/jobs/{job_id}/cancel")
+    with tenants.service.ctx.db.transaction() as session:
+        checkpoints.remove(session, [checkpoint_id])
+    with tenants.http(other_key) as http:
+        assert http.get(f"{CHECKPOINTS}/{checkpoint_id}").status_code == 404
