@@ -28,6 +28,7 @@ class Steps:
     service: Service
     start: Callable[..., Service]
     folder: Path
+    chat: Callable[[], str]
     _claims: dict[str, Claim] = field(default_factory=dict)
     _end: threading.Event = field(default_factory=threading.Event)
     _full: Service | None = None
@@ -84,6 +85,10 @@ class Steps:
     def free_graders(self) -> None:
         """They are free again."""
         self._end.set()
+
+    def generator(self) -> str:
+        """The URL of another service, which has a generator."""
+        return self.chat()
 
     def project(self) -> str:
         """Another project, made by the administrator."""

@@ -7,11 +7,13 @@ the other side: a service for each client, and the steps on it that a check asks
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +21,11 @@ import pytest
 from tests.contract.clients import CHECKS
 from tests.contract.environments import RELEASES, ROOT, interpreter
 from tests.contract.steps import Steps
+from tests.generating import chatting, copied
 from tests.service import services
 
 pytestmark = pytest.mark.timeout(300)  # making an environment counts with the first test that uses it
-FEATURES: frozenset[str] = frozenset()
+FEATURES: frozenset[str] = frozenset({"inference", "permissions"})
 """What the service has of `expires_after`, `inference`, `permissions`, `result_files`, `retries`, `uploads`."""
 CLIENTS = [(release, mode) for release in RELEASES for mode in ("sync", "async")]
 NAMES = [name for name, entry in CHECKS.items() if entry.feature is None or entry.feature in FEATURES]
@@ -63,8 +66,27 @@ class Client:
         return failed
 
 
+@pytest.fixture(scope="module")
+def chat(
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, redis_url: str, model_root: Path
+) -> Iterator[Callable[[], str]]:
+    """Gives the URL of a service with a generator. It starts with the first call: it takes seconds."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def url() -> str:
+            folder = tmp_path_factory.mktemp("chat")
+            chat = stack.enter_context(chatting(folder, copied(sqlite_template, folder), redis_url, model_root))
+            chat.start_generator()
+            return chat.url
+
+        yield url
+
+
 @pytest.fixture(scope="module", params=CLIENTS, ids=lambda client: "-".join(client))
-def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def client(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, chat: Callable[[], str]
+) -> Iterator[Client]:
     """A client's process with a service of its own."""
     release, mode = request.param
     command = [str(interpreter(release)), "-m", "tests.contract.clients", mode]
@@ -74,7 +96,7 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         pipe = subprocess.PIPE
         process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True))
         stack.callback(process.kill)
-        client = Client(process, Steps(start(max_queued_jobs=10_000), start, folder))
+        client = Client(process, Steps(start(max_queued_jobs=10_000), start, folder, chat))
         assert ".".join(map(str, client.hear()["version"])) == release
         yield client
 
