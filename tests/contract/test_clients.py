@@ -111,3 +111,9 @@ def test_check(client: Client, name: str) -> None:
 def test_each_surprise_has_a_check() -> None:
     numbers = {int(found[1]) for name in CHECKS if (found := re.match(r"s(\d\d)_", name))}
     assert numbers == set(range(1, 22))
+
+
+def test_the_page_names_the_releases_and_the_surprises() -> None:
+    page = (ROOT / "docs" / "clients.md").read_text()
+    assert tuple(re.findall(r"^\| (\d+\.\d+\.\d+) \|", page, flags=re.MULTILINE)) == RELEASES
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)] == list(range(1, 22))

@@ -260,6 +260,9 @@ async def s12_metadata_filters(t: Contract) -> None:
     listed = await t.got(t.client.get("/fine_tuning/jobs?metadata[filter]=", cast_to=object))
     assert [job["id"] for job in listed["data"]] == tagged[2:]
     assert await found({"filter": "c"}) == []
+    t.requests.clear()
+    await t.got(jobs.list(metadata=None))
+    assert "metadata" not in str(t.requests[0].url), "the clients do not send null"
     untagged = [job.id for job in await t.every(jobs.list(extra_query={"metadata": "null"}))]
     assert plain in untagged
     assert not set(untagged) & set(tagged)
