@@ -77,8 +77,8 @@ constraints: .venv/.dev ## write the versions installed in .venv to constraints.
 	@mv constraints.new constraints.txt
 	@touch .venv/.setup .venv/.dev
 
-clean: ## remove .venv and every cache and build product
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## remove .venv, .venv-clients and every cache and build product
+	rm -rf .venv .venv-clients build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make a second call instant; a change of the dependencies or of the pins installs again.

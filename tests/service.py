@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,16 +105,16 @@ class Service:
             assert jobs.finish(session, claim.job_id, claim.epoch, state, error=error)
 
 
-@pytest.fixture
-def start_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+@contextmanager
+def services(folder: Path) -> Iterator[Callable[..., Service]]:
     """Starts APIs in threads: SQLite, local artifacts, no broker, one base model `tiny`, unless told otherwise."""
     running: list[tuple[Server, threading.Thread]] = []
 
     def start(**values: Any) -> Service:
-        models = tmp_path / "models"
+        models = folder / "models"
         (models / "tiny").mkdir(parents=True, exist_ok=True)
         (models / "tiny" / "config.json").write_text("{}")
-        given = {"home": tmp_path / "home", "port": 0, "model_root": models, "redis_url": "redis://127.0.0.1:1/0"}
+        given = {"home": folder / "home", "port": 0, "model_root": models, "redis_url": "redis://127.0.0.1:1/0"}
         settings = Settings(**(given | values))
         upgrade(settings.database_url)
         app = create_app(settings)
@@ -134,6 +135,13 @@ def start_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         server.stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def start_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Starts APIs for one test."""
+    with services(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture
