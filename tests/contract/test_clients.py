@@ -25,8 +25,10 @@ from tests.generating import chatting, copied
 from tests.service import services
 
 pytestmark = pytest.mark.timeout(300)  # making an environment counts with the first test that uses it
-FEATURES: frozenset[str] = frozenset({"inference", "permissions"})
-"""What the service has of `expires_after`, `inference`, `permissions`, `result_files`, `retries`, `uploads`."""
+FEATURES: frozenset[str] = frozenset(
+    {"expires_after", "inference", "permissions", "result_files", "retries", "uploads"}
+)
+"""What the service has; a check that needs another is left out."""
 CLIENTS = [(release, mode) for release in RELEASES for mode in ("sync", "async")]
 NAMES = [name for name, entry in CHECKS.items() if entry.feature is None or entry.feature in FEATURES]
 
