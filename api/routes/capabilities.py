@@ -26,7 +26,7 @@ from jobs.wire.graders import MAX_SAMPLES
 from jobs.wire.recipe import MethodType
 
 router = APIRouter(prefix="/v1", tags=["Capabilities"], responses=RESPONSES)
-CLIENTS = {"openai-python": ["3.54.0"]}
+CLIENTS = {"openai-python": ["1.109.1", "2.30.0", "3.54.0"]}
 """What the tests of the contract run with."""
 GRADERS = tuple(get_args(spec.model_fields["type"].annotation)[0] for spec in get_args(AnyGraderSpec))
 
