@@ -44,6 +44,8 @@ class CapabilityLimits(BaseModel):
 
     body_bytes: int
     file_bytes: int
+    part_bytes: int = Field(description="Of one part of an upload.")
+    upload_bytes: int = Field(description="Of all parts together.")
     line_bytes: int
     training_rows_at_least: int
     gpus: int
@@ -100,6 +102,8 @@ def _limits(ctx: Context) -> CapabilityLimits:
     return CapabilityLimits(
         body_bytes=MAX_BODY_BYTES,
         file_bytes=settings.max_file_bytes,
+        part_bytes=settings.max_part_bytes,
+        upload_bytes=settings.max_upload_bytes,
         line_bytes=settings.max_line_bytes,
         training_rows_at_least=MIN_TRAINING_ROWS,
         gpus=settings.max_gpus,

@@ -39,5 +39,5 @@ def erase(session: Session, job_id: str) -> None:
     session.execute(silent.execution_options(**_QUIET))
     nothing = dict.fromkeys(("idempotency_key", "tags", "suffix", "request", "error_message", "error_log"))
     nothing |= dict.fromkeys(("resume_checkpoint_id", "final_checkpoint_id", "start_checkpoint_id"))
-    nothing |= dict.fromkeys(("lineage", "webhook_url", "pause_message"))
+    nothing |= dict.fromkeys(("lineage", "webhook_url", "pause_message", "result_files"))
     change(session, job_id, **nothing, recipe={}, method={}, tuned_model=job_id, deleted_at=now())

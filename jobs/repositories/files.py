@@ -127,6 +127,11 @@ def insert_results(session: Session, job: Job) -> list[str]:
     return ids
 
 
+def delete_results(session: Session, job_id: str) -> list[str]:
+    """Remove the result files of a job; the keys of their bytes."""
+    return list(session.scalars(sa.delete(File).where(File.job_id == job_id).returning(File.key)))
+
+
 def unwritten(session: Session, limit: int = 100) -> list[File]:
     """Result files without bytes."""
     return list(session.scalars(sa.select(File).where(File.sha256 == "").order_by(File.id).limit(limit)))

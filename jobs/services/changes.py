@@ -6,7 +6,8 @@ from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidRequest, InvalidState, NotFound
-from jobs.repositories import changes, checkpoints, events, job_rows
+from jobs.repositories import changes, checkpoints, events, files, job_rows
+from jobs.services.files import forget
 from jobs.services.retention import delete_files
 from jobs.states import TERMINAL, State, wire_status
 from jobs.tables import Job
@@ -48,7 +49,7 @@ def update(ctx: Context, project_id: str, job_id: str, body: UpdateJob) -> Job:
 
 
 def delete(ctx: Context, project_id: str, job_id: str) -> None:
-    """Delete a job that is over with all it has told and its checkpoints; their files go after the rows.
+    """Delete a job that is over with all it has told, its checkpoints and result files; their bytes go after the rows.
 
     Raises:
         NotFound: no such job.
@@ -75,9 +76,11 @@ def delete(ctx: Context, project_id: str, job_id: str) -> None:
             message = f"An unfinished job goes on or starts from its checkpoint {min(in_use)}: cancel that job first."
             raise InvalidRequest(message, "id", "checkpoint_in_use")
         checkpoints.remove(session, ids)
+        results = files.delete_results(session, job_id)
         changes.erase(session, job_id)
     for row in rows:
         delete_files(ctx.store, row.key)
+    forget(ctx.store, results)
 
 
 def _missing(job_id: str) -> NotFound:

@@ -62,7 +62,7 @@ def _write_metrics(session: Session, file: File, target: IO[str]) -> None:
             target.write(json.dumps({"step": step, "split": split, "values": values}) + "\n")
         return
     found = {f"{_SHORT[split]}_{name}" for split, name in metrics.all_names(session, job.id)}
-    first = SUPERVISED if job.method["type"] == "supervised" else ()
+    first = SUPERVISED if job.method.get("type") == "supervised" else ()  # a job just deleted has none
     columns = [*first, *sorted(found - set(first))]
     rows = csv.DictWriter(target, ["step", *columns], restval="", lineterminator="\n")
     rows.writeheader()

@@ -102,6 +102,9 @@ def test_result_files(service: Any, client: Any, training_file: str, tmp_path: P
     assert len(client.files.content(lines_id).text.splitlines()) == 2
     assert client.files.delete(lines_id).deleted
     assert client.fine_tuning.jobs.retrieve(job.id).result_files == [table_id, lines_id]
+    client.delete(f"/fine_tuning/jobs/{job.id}", cast_to=object)
+    assert list(client.files.list(purpose="fine-tune-results")) == []
+    assert [path.name for path in service.ctx.settings.home.joinpath("artifacts", "files").iterdir()] == [training_file]
 
 
 def test_a_job_from_creation_to_success(service: Any, client: Any, training_file: str, tmp_path: Path) -> None:
