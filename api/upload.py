@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from fastapi import Request
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
@@ -38,7 +38,7 @@ async def receive_upload(request: Request, *, max_bytes: int, folder: Path) -> A
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes + _FORM_OVERHEAD:
         if "expect" not in request.headers:  # else the client waits for our word before it sends
-            await drain(request.receive, 2 * max_bytes)
+            await drain(request.scope, request.receive, 2 * max_bytes)
         raise _too_large(max_bytes)
     with tempfile.NamedTemporaryFile(dir=folder, prefix="upload-") as target:
         form = _Form(boundary, target, max_bytes)
@@ -46,7 +46,7 @@ async def receive_upload(request: Request, *, max_bytes: int, folder: Path) -> A
             async for chunk in request.stream():
                 await run_in_threadpool(form.feed, chunk)
         except TooLarge:
-            await drain(request.receive, 2 * max_bytes)
+            await drain(request.scope, request.receive, 2 * max_bytes)
             raise
         yield await run_in_threadpool(form.finish)
 
@@ -56,7 +56,7 @@ def _boundary(request: Request) -> bytes:
     if encoding != "identity":
         raise UnsupportedMedia(f"Content-Encoding {encoding} is not accepted: send the file as it is.")
     kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind != b"multipart/form-data" or b"boundary" not in options:
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise UnsupportedMedia("Send the file as multipart/form-data, fields purpose and file.")
     return options[b"boundary"]
 
@@ -82,14 +82,14 @@ class _Form:
         methods["on_header_value"] = self._on_header_value
         try:
             self._parser = MultipartParser(boundary, methods)  # type: ignore[arg-type]  # a TypedDict
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise InvalidRequest(f"Malformed multipart body: {error}.") from error
 
     def feed(self, chunk: bytes) -> None:
         """Take the next piece of the body."""
         try:
             self._parser.write(chunk)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise InvalidRequest(f"Malformed multipart body: {error}.") from error
 
     def finish(self) -> Upload:

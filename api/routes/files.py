@@ -11,12 +11,13 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import After, Ctx, ReadsFiles, WritesFiles
 from api.download import object_response
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.files import FileDeleted, FileObject, file_object
 from api.schemas.lists import ListOf, list_of
 from api.upload import receive_upload
 from jobs.services import files
 
-router = APIRouter(prefix="/v1/files", tags=["Files"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/files", tags=["Files"], responses=RESPONSES, route_class=JsonRoute)
 
 _FORM: dict[str, Any] = {
     "requestBody": {

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Header, Request
 
 from api.deps import After, Ctx, Limit, ReadsJobs, WritesJobs
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.jobs import JobObject, job_object
 from api.schemas.lists import ListOf, list_of
 from jobs.context import Context
@@ -17,7 +18,7 @@ from jobs.services import clone, create, jobs, queue, retry
 from jobs.tables import Job
 from jobs.wire.request import CreateJob, RetryJob
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning jobs"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning jobs"], responses=RESPONSES, route_class=JsonRoute)
 _METADATA = re.compile(r"metadata\[(.+)\]")
 
 IdempotencyKey = Annotated[

@@ -15,6 +15,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.deps import After, Ctx, Limit, ReadsJobs
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.attempts import AttemptObject, attempt_object
 from api.schemas.checkpoints import CheckpointObject, checkpoint_object
 from api.schemas.jobs import (
@@ -31,7 +32,12 @@ from api.stream import job_events
 from jobs.errors import InvalidRequest
 from jobs.services import jobs
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Progress"], responses=RESPONSES)
+router = APIRouter(
+    prefix="/v1/fine_tuning/jobs/{job_id}",
+    tags=["Progress"],
+    responses=RESPONSES,
+    route_class=JsonRoute,
+)
 _SAMPLE_ID = re.compile(r"(\d{1,15})\.(train|validation)\.(\d{1,15})")
 Split = Literal["train", "validation"]
 
