@@ -15,6 +15,7 @@ from api import errors
 from api.audit import AuditMiddleware
 from api.auth import AuthMiddleware, check_exposure
 from api.keyring import Keyring
+from api.metrics import Metrics
 from api.middleware import RequestMiddleware
 from api.openapi import describe
 from api.poll import PollMiddleware, Polls
@@ -34,6 +35,7 @@ from api.routes import (
     usage,
     webhooks,
 )
+from api.streams import Streams
 from jobs.context import Context
 from jobs.services.sweep import sweep_scratch
 from jobs.settings import Settings
@@ -100,6 +102,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = app.state.settings
     app.state.context = Context.open(settings)
     sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)  # no worker need share this machine
+    app.state.metrics = Metrics(app.state.context.db)
+    app.state.streams = Streams(settings.max_streams)
     app.state.polls = Polls(app.state.context.db)
     app.state.rates = Rates(settings.redis_url.get_secret_value())
     app.state.keyring = Keyring(app.state.context, app.state.rates)

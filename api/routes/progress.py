@@ -29,6 +29,7 @@ from api.schemas.jobs import (
 )
 from api.schemas.lists import ListOf, list_of
 from api.stream import job_events
+from api.streams import OneStream
 from jobs.errors import InvalidRequest
 from jobs.services import jobs
 
@@ -63,7 +64,12 @@ def _stream_start(
 
 @router.get("/events/stream", response_class=EventSourceResponse)
 async def stream_events(
-    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Annotated[int, Depends(_stream_start)]
+    job_id: str,
+    request: Request,
+    ctx: Ctx,
+    project: ReadsJobs,
+    start: Annotated[int, Depends(_stream_start)],
+    _: OneStream,
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow the events as server-sent events, oldest first; `[DONE]` ends the stream when the job is over.
 
