@@ -129,6 +129,9 @@ class Settings(BaseSettings):
     trainer_device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     trainer_threads: int | None = Field(None, ge=1, description="CPU threads of a trainer; None = torch's default.")
 
+    otel_endpoint: str | None = Field(
+        None, pattern=r"^https?://", description="URL of an OpenTelemetry collector (OTLP by HTTP); None = no traces."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
