@@ -2,12 +2,14 @@
 
 So a key that is revoked, or whose project is archived, may be accepted for `key_cache_s` longer by each API process.
 Expiry needs no looking: the time is remembered with the key. Keys that were refused are not remembered; an address that
-sends too many of them waits (`api.rates`), and meanwhile only keys that are remembered pass from there.
+sends too many of them waits (`api.rates`), and meanwhile only keys that are remembered pass from there. They are
+remembered by their SHA-256: no key is kept, and a lookup by it tells nothing in its time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -21,7 +23,6 @@ from api.rates import Rates
 from jobs import keys as text
 from jobs.context import Context
 from jobs.errors import RateLimited, Unauthorized, Unavailable
-from jobs.keys import Key
 from jobs.limits import ProjectLimits
 from jobs.repositories import projects
 from jobs.repositories.keys import Found
@@ -49,24 +50,18 @@ class Keyring:
     def __init__(self, ctx: Context, rates: Rates) -> None:
         self._ctx, self._rates = ctx, rates
         self._pepper = keys.pepper(ctx.settings)
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._asking: dict[tuple[str, str], asyncio.Task[Found | None]] = {}
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Task[Found | None]] = {}
         self._limits = ProjectLimits().over(ctx.settings)
         self._limits_until = 0.0
 
     async def caller(self, given: str, ip: str | None) -> Caller:
         """Whose key this is. Raises Unauthorized, RateLimited, Unavailable."""
-        key = text.parse(given)
-        digest = text.digest(self._pepper, key) if key is not None else ""
-        kept = self._kept.get(key.id) if key is not None else None
-        now = time.monotonic()
-        if (
-            kept is None
-            or now - kept.at >= self._ctx.settings.key_cache_s
-            or not text.is_same(kept.found.digest, digest)
-        ):
+        fingerprint = hashlib.sha256(given.encode()).digest()
+        kept, now = self._kept.get(fingerprint), time.monotonic()
+        if kept is None or now - kept.at >= self._ctx.settings.key_cache_s:
             await self.require_patience(ip)
-            kept = await self._look(key, digest) if key is not None else None
+            kept = await self._look(given, fingerprint)
         if kept is None:
             await self.refused(ip)
             raise Unauthorized(_WRONG)
@@ -94,23 +89,26 @@ class Keyring:
         """Count a key that was refused."""
         await self._rates.take("auth", self._ctx.settings.auth_failures_per_minute, ip or "unknown")
 
-    async def _look(self, key: Key, digest: str) -> _Kept | None:
-        which = (key.id, digest)
-        task = self._asking.get(which)
+    async def _look(self, given: str, fingerprint: bytes) -> _Kept | None:
+        key = text.parse(given)
+        if key is None:
+            return None
+        task = self._asking.get(fingerprint)
         if task is None:
+            digest = text.digest(self._pepper, key)
             task = asyncio.ensure_future(run_in_threadpool(keys.check, self._ctx.db, key, digest))
-            self._asking[which] = task
-            task.add_done_callback(lambda _: self._asking.pop(which, None))
+            self._asking[fingerprint] = task
+            task.add_done_callback(lambda _: self._asking.pop(fingerprint, None))
         began = time.monotonic()
         try:
             found = await asyncio.shield(task)  # others wait for it, too
         except SQLAlchemyError as error:
             _log.warning("key.unread", error=str(error))
             raise Unavailable("API keys cannot be checked at the moment.") from error
+        self._kept.pop(fingerprint, None)
         if found is None:
-            self._kept.pop(key.id, None)
             return None
-        kept = self._kept[key.id] = _Kept(found, self._caller(found), began)
+        kept = self._kept[fingerprint] = _Kept(found, self._caller(found), began)
         if len(self._kept) > _KEPT_KEYS:
             self._kept.popitem(last=False)
         return kept
