@@ -74,7 +74,7 @@ class TestErrors:
             ("GET", "/nope", 404, "not_found"),
             ("GET", "/v1/files/", 404, "not_found"),
             ("PUT", "/v1/files", 405, "method_not_allowed"),
-            ("DELETE", "/v1/fine_tuning/jobs/ftjob-x", 405, "method_not_allowed"),
+            ("DELETE", "/v1/fine_tuning/queue", 405, "method_not_allowed"),
             ("GET", "/docs", 404, "not_found"),
             ("GET", "/v1/models/ft:none", 404, "model_not_found"),
             ("GET", "/v1/models/..%2Fadmin", 404, "model_not_found"),

@@ -19,6 +19,7 @@ import pytest
 
 from cli.client import Service
 from cli.ports import free_port
+from cli.upload import upload
 
 pytestmark = pytest.mark.timeout(300)  # many processes that import PyTorch, perhaps on few cores
 BGPO = [sys.executable, "-m", "cli.main"]
@@ -102,7 +103,7 @@ def start_endless_job(running: Up, folder: Path) -> str:
     with Service(running.url) as service:
         body = {
             "model": "tiny",
-            "training_file": service.upload(train),
+            "training_file": upload(service, train)["id"],
             "method": {"type": "reinforcement", "reinforcement": reinforcement},
         }
         job_id: str = service.create_job(body)["id"]

@@ -26,6 +26,7 @@ import sqlalchemy as sa
 
 from jobs.artifacts import ArtifactStore
 from jobs.db import Database
+from jobs.services.result_files import write_all
 from jobs.services.sweep import sweep
 from jobs.settings import Settings
 from jobs.tables import DEFAULT_PROJECT, Attempt, Checkpoint, Job, Worker
@@ -191,14 +192,16 @@ class Cluster:
         self.db.dispose()
 
     def sweep(self) -> None:
-        """Take what only the sweeper takes, without waiting for its day."""
+        """Take what only the sweeper takes, and write the result files, without waiting for their day."""
         settings = Settings(
             home=self.home,
             database_url=self.true_database_url,
             artifacts_url=str(self.settings.get("artifacts_url", "")),
             orphan_age_s=0.001,
         )
-        sweep(settings, self.db, ArtifactStore(settings.artifacts_url))
+        store = ArtifactStore(settings.artifacts_url)
+        write_all(settings, self.db, store)
+        sweep(settings, self.db, store)
 
     def strangers(self) -> dict[int, str]:
         """Command lines of all living processes of the scenario but its services."""

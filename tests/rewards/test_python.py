@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -227,12 +228,14 @@ def test_the_operators_limits_hold() -> None:
 
 
 def test_a_sandbox_that_dies_is_replaced() -> None:
+    before = set(descendants(os.getpid()))  # servers of other tests among them
     made = returning("1.0")
     assert isinstance(made, PythonGrader)
     assert made.grade(Sample(""), {}).score == 1.0
     sandbox = made._sandbox.get()
-    for pid in descendants(os.getpid())[1:]:
-        os.kill(pid, signal.SIGKILL)
+    for pid in set(descendants(os.getpid())) - before:
+        with suppress(ProcessLookupError):  # one takes others along
+            os.kill(pid, signal.SIGKILL)
     assert made.grade(Sample(""), {}).score == 1.0
     assert not sandbox.alive
 
