@@ -138,6 +138,8 @@ class Lives(RuleBasedStateMachine):
         self.session.execute(sa.update(Job).where(Job.id == job_id).values(max_runtime_s=0.0))
         tried, state = self.job(job_id).epoch > 0, self.job(job_id).state
         self.session.execute(sa.update(Attempt).where(Attempt.job_id == job_id).values(started_at=now() - 1000))
+        over = (Attempt.job_id == job_id, Attempt.ended_at.is_not(None))  # `waits_too_long` may have put that before
+        self.session.execute(sa.update(Attempt).where(*over).values(ended_at=now()))
         ends = state == State.QUEUED or (tried and state in (State.RUNNING, State.PAUSING))
         assert jobs.expire(self.session, None, grace_s=500) == ([job_id] if ends else [])
         assert not ends or self.job(job_id).error_code == "deadline"
