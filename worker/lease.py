@@ -34,6 +34,7 @@ class Lease(threading.Thread):
         self._database, self._settings = database, settings
         self._job_id, self._epoch = job_id, epoch
         self._renewed_at = claimed_at
+        self._was_late = False
         self._stopped = threading.Event()
 
     @property
@@ -43,8 +44,11 @@ class Lease(threading.Thread):
 
     @property
     def expired(self) -> bool:
-        """The trainer must end: the lease is lost or could not be renewed in time."""
-        return self.lost or self.age > self._settings.self_fence_s
+        """The trainer must end: the lease is lost or could not be renewed in time.
+
+        It stays so when a late renewal succeeds after all: the trainer's wardens keep the same time and have killed it.
+        """
+        return self.lost or self._was_late or self.age > self._settings.self_fence_s
 
     def stop(self) -> None:
         """End the renewals."""
@@ -66,6 +70,7 @@ class Lease(threading.Thread):
         else:
             with self._database.transaction() as session:
                 desired = jobs.renew(session, self._job_id, self._epoch, self._settings.lease_s)
+            self._was_late |= self.age > self._settings.self_fence_s
             self._renewed_at = begin
         if desired is None:
             self.lost = True

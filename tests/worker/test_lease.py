@@ -10,6 +10,8 @@ from jobs.repositories import jobs
 from tests.worker.helpers import GetJob, InBackground, MakeJob, RecipeOf, WithTrainer, messages, wait_for
 from worker.answering import run_next
 from worker.context import WorkerContext
+from worker.lease import Lease
+from worker.warden import now
 
 
 def test_a_worker_that_lost_its_lease_kills_its_trainer_and_writes_nothing(
@@ -51,6 +53,28 @@ def test_without_the_database_the_trainer_is_dead_before_the_lease_ends(
         assert any("out of touch with the database" in text for text in messages(db, job_id))
     else:  # until somebody reaps it
         assert (job.state, job.epoch) == ("running", 1)
+
+
+def test_a_renewal_that_comes_too_late_brings_no_trainer_back(
+    with_trainer: WithTrainer, db: Database, make_job: MakeJob
+) -> None:
+    job_id = make_job()
+    settings = with_trainer(beat_s=0.1, self_fence_s=1, lease_s=60).settings
+    with db.transaction() as session:
+        claim = jobs.claim(session, job_id, "this worker", settings.lease_s)
+    assert claim is not None
+    lease = Lease(db, settings, job_id, claim.epoch, now())
+    lease.start()
+    try:
+        wait_for(lambda: lease.age < 0.5, "a renewal in time")
+        with db.transaction() as session:
+            jobs.hold(session, job_id, claim.epoch)
+            wait_for(lambda: lease.expired, "the fence")
+        wait_for(lambda: lease.age < settings.self_fence_s, "a renewal that is too late")
+        assert lease.expired
+        assert not lease.lost
+    finally:
+        lease.stop()
 
 
 def test_a_trainer_outlives_its_fence_for_as_long_as_the_lease_is_renewed(

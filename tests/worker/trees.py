@@ -112,6 +112,7 @@ def main() -> None:
     if mode in ("hydra", "leaves"):
         pids += [_sleeper(), _sleeper("session"), _sleeper("session", env=False), _daemon(), _sleeper()]
         os.kill(pids[-1], signal.SIGSTOP)
+        os.waitpid(pids[-1], os.WUNTRACED)  # of two pending signals, the kernel delivers the lower number first
     if mode == "hops" and os.fork() == 0:
         _hop()
     if mode == "grows" and os.fork() == 0:
