@@ -3,7 +3,8 @@
 # PYTHON      the interpreter that makes .venv (3.11 or newer)
 # TORCH_ARGS  arguments of the `pip install` of PyTorch: by default pip takes the build its index offers (on Linux one
 #             with CUDA, several GB); name an index of CPU wheels here to save them: TORCH_ARGS='--index-url URL'
-# TEST_PROCESSES  tests that `make test` (by the file) and `make test-faults` run side by side; 0 = one after the other
+# TEST_PROCESSES  tests that `make test`, `make test-slow` (both by the file) and `make test-faults` run side by side; 0 = one
+#             after the other
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -48,7 +49,7 @@ test-fast: .venv/.dev ## the tests without the slow ones
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not gpu and not faults and not attacks' $(PYTEST_ARGS)
 
 test-slow: .venv/.dev ## whole-system tests: minutes each
-	@$(BIN)/pytest -m 'slow and not gpu and not faults and not attacks' $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'slow and not gpu and not faults and not attacks' $(PYTEST_ARGS)
 
 test-faults: .venv/.dev ## whole-system tests in which processes and servers die while jobs run
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m faults tests/faults $(PYTEST_ARGS)

@@ -10,10 +10,8 @@ import typer
 from pydantic import ValidationError
 
 from cli.app import app, errors
-from cli.doctor import examine
 from cli.errors import CliError
 from cli.table import table
-from jobs.settings import Settings
 
 
 @app.command()
@@ -21,6 +19,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
 ) -> None:
     """Check what a worker here needs, and attack the sandbox. Exit status 1 when something needed is missing."""
+    # Here, because the database, the queue and the storage take most of a second to load, which no other command needs.
+    from cli.doctor import examine
+    from jobs.settings import Settings
+
     with errors():
         try:
             settings = Settings()

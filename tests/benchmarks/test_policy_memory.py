@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_bgpo_is_flat_and_elbo_ratio_linear(tmp_path: Path) -> None:
     out = tmp_path / "memory.json"

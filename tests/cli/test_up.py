@@ -21,7 +21,7 @@ from cli.client import Service
 from cli.ports import free_port
 from cli.upload import upload
 
-pytestmark = pytest.mark.timeout(300)  # many processes that import PyTorch, perhaps on few cores
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # many processes that import PyTorch, perhaps on few cores
 BGPO = [sys.executable, "-m", "cli.main"]
 PARTS = {"redis", "api", "worker", "generator", "trainer"}
 
@@ -119,7 +119,7 @@ def assert_all_gone(parts: dict[str, psutil.Process]) -> None:
     assert alive == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_hands_the_job_back_and_leaves_nothing(
     up: Callable[..., Any], tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -16,7 +16,11 @@ from cli.client import Service
 from tests.e2e.conftest import Running
 
 JobBody = Callable[..., dict[str, Any]]
-pytestmark = [pytest.mark.parametrize("service", ["embedded"], indirect=True), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.parametrize("service", ["embedded"], indirect=True),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 
 def bgpo(service: Running, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
