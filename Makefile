@@ -63,7 +63,7 @@ format: .venv/.dev ## rewrite the code in ruff's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: .venv/.dev ## write docs/api-reference.md from the API's OpenAPI description
+docs: .venv/.dev ## write docs/api-reference.md and tests/api/openapi.json from the code
 	@$(BIN)/python docs/generate_api.py
 
 setup: .venv/.setup ## make .venv with what running needs

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -16,6 +17,7 @@ from api.auth import AuthMiddleware, check_exposure
 from api.completions import Waiters
 from api.keyring import Keyring
 from api.middleware import RequestMiddleware
+from api.openapi import describe
 from api.poll import PollMiddleware, Polls
 from api.rates import Rates
 from api.routes import (
@@ -57,14 +59,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     check_exposure(settings)
-    app = FastAPI(
+    app = _Application(
         title="bgpo",
         version=version("bgpo"),
         description=_DESCRIPTION,
         docs_url=None,  # they load scripts from other sites
         redoc_url=None,
         lifespan=_lifespan,
-        openapi_tags=None,
         redirect_slashes=False,
     )
     app.state.settings = settings
@@ -96,6 +97,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         app.include_router(part.router)
     return app
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = describe(self, self.description)
+        return self.openapi_schema
 
 
 @asynccontextmanager

@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     upload_ttl_s: float = Field(3600, gt=0, description="An upload takes parts for this long.")
     max_line_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Longest JSONL line.")
 
+    request_timeout_s: float = Field(
+        60, gt=0, description="For a request's head, and for its body beyond what 16 KiB a second take."
+    )
+
     lease_s: float = Field(60, gt=0, description="A worker that did not renew for this long may have lost its job.")
     beat_s: float = Field(15, gt=0)
     self_fence_s: float = Field(45, gt=0, description="A worker that could not renew for this long kills the trainer.")

@@ -14,6 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from api.deps import After, Ctx, Limit, ReadsJobs
 from api.errors import RESPONSES
 from api.follow import stream
+from api.json_body import JsonRoute
 from api.metrics import Format, metrics_response
 from api.schemas.attempts import AttemptObject, attempt_object
 from api.schemas.checkpoints import CheckpointObject, checkpoint_object
@@ -35,7 +36,12 @@ from jobs.repositories.metrics import Selection
 from jobs.services import jobs, logs
 from jobs.services.metric_series import series
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Progress"], responses=RESPONSES)
+router = APIRouter(
+    prefix="/v1/fine_tuning/jobs/{job_id}",
+    tags=["Progress"],
+    responses=RESPONSES,
+    route_class=JsonRoute,
+)
 _SAMPLE_ID = re.compile(r"(\d{1,15})\.(train|validation)\.(\d{1,15})")
 Split = Literal["train", "validation"]
 
