@@ -129,6 +129,19 @@ LINKS: dict[tuple[str, str], dict[str, Link]] = {
         f"get {_PROJECT}/{{project_id}}/api_keys",
         f"post {_PROJECT}/{{project_id}}/archive",
     ),
+    ("post", f"{_PROJECT}/{{project_id}}/api_keys"): {
+        name: link._replace(parameters=link.parameters | {"project_id": "$request.path.project_id"})
+        for name, link in _links(
+            "key_id",
+            f"get {_PROJECT}/{{project_id}}/api_keys/{{key_id}}",
+            f"post {_PROJECT}/{{project_id}}/api_keys/{{key_id}}/rotate",
+            f"delete {_PROJECT}/{{project_id}}/api_keys/{{key_id}}",
+        ).items()
+    },
+    ("post", "/v1/fine_tuning/secrets"): {
+        "delete": Link("delete", "/v1/fine_tuning/secrets/{name}", {"name": "$response.body#/name"})
+    },
+    ("get", "/v1/models"): {"get": Link("get", "/v1/models/{model}", {"model": "$response.body#/data/0/id"})},
     ("post", _ADMIN_KEYS): _links(
         "key_id",
         f"get {_ADMIN_KEYS}/{{key_id}}",

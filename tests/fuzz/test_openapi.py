@@ -1,0 +1,86 @@
+"""schemathesis: requests made from the OpenAPI description, right and wrong ones, against a real server process.
+
+It must answer each with a status, headers and a body that the description has for it, and never with 500. Links carry
+ids from one operation to the next, so that sequences are tried as well: create, read, cancel, delete, read again.
+
+Streams are left out: they do not end. The description of graders refers to itself, which makes systematic coverage of
+it endless, so those operations get random requests only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from cli.part import Part
+from cli.ports import free_port
+from migrations import upgrade
+from tests.running import is_ready, wait_until
+
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    "response_schema_conformance,unsupported_method,allow_header_conformance,use_after_free"
+)
+STREAMS, GRADED = "/stream$", "/stream$|graders|fine_tuning/jobs$|/clone$"
+
+
+@pytest.fixture
+def api(tmp_path: Path, redis_url: str) -> Iterator[str]:
+    """The URL of `python -m api`, which must not have met anything it did not plan for."""
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "tiny" / "config.json").write_text("{}")
+    upgrade(f"sqlite:///{tmp_path / 'bgpo.db'}")
+    port, log = free_port(), tmp_path / "api.log"
+    settings = {"HOME": tmp_path, "PORT": port, "MODEL_ROOT": tmp_path / "models", "REDIS_URL": redis_url}
+    settings |= {"LOG_FORMAT": "json", "MAX_QUEUED_JOBS": 100_000}
+    env = {**os.environ, **{f"BGPO_{name}": str(value) for name, value in settings.items()}}
+    part = Part("api", [sys.executable, "-m", "api"], env=env, cwd=tmp_path, log_path=log)
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+            wait_until(lambda: is_ready(client), lambda: None if part.poll() is None else pytest.fail(log.read_text()))
+            yield str(client.base_url)
+            assert is_ready(client)
+        assert "Traceback" not in log.read_text()
+    finally:
+        part.kill()
+
+
+def fuzz(api: str, folder: Path, phase: str, *options: str, without: str = STREAMS) -> int:
+    """Run a phase; the number of requests it made."""
+    command = [str(Path(sys.executable).with_name("st")), "run", f"{api}/openapi.json", "--no-color"]
+    command += [f"--phases={phase}", f"--checks={CHECKS}", f"--exclude-path-regex={without}", "--warnings=off"]
+    command += ["--generation-deterministic", "--request-timeout=30", "--no-shrink"]
+    command += ["--suppress-health-check=all", "--continue-on-failure", *options]
+    env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    print(ran.stdout[-6000:])
+    assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr[-5_000:]
+    found = re.search(r"(\d+) generated", ran.stdout)
+    assert found is not None, ran.stdout
+    return int(found[1])
+
+
+def test_files_and_queue(api: str, tmp_path: Path) -> None:
+    """A part small enough for every run."""
+    made = fuzz(api, tmp_path, "coverage", "--include-tag=Files", "--include-tag=Queue", "--include-tag=Usage")
+    assert made > 100
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(900)
+def test_everything(api: str, tmp_path: Path) -> None:
+    """At least 2,000 requests."""
+    made = [
+        fuzz(api, tmp_path, "examples"),
+        fuzz(api, tmp_path, "coverage", without=GRADED),
+        fuzz(api, tmp_path, "fuzzing", "--max-examples=10"),
+        fuzz(api, tmp_path, "stateful", "--max-examples=20"),
+    ]
+    assert sum(made) >= 2000, made
