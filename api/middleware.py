@@ -23,12 +23,15 @@ from api import exchange
 from api.drain import drain
 from api.errors import envelope
 from api.headers import complete
+from jobs import origin
 from jobs.settings import Settings
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_HEAD_BYTES = 32 * 1024
 _MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
 _MIN_BYTES_A_SECOND = 16 * 1024
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""What may stand in a log line and in a job; another one is as good as none."""
 _CLOSE = {"connection": "close"}
 _UPLOADS = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
 _log = structlog.get_logger(__name__)
@@ -61,7 +64,7 @@ class _Exchange:
         self._patience_s = settings.request_timeout_s
 
     async def run(self) -> None:
-        structlog.contextvars.bind_contextvars(request_id=self._request_id)
+        structlog.contextvars.bind_contextvars(**self._named())
         try:
             if sum(len(name) + len(value) for name, value in self._scope["headers"]) > MAX_HEAD_BYTES:
                 refusal = envelope(431, "The request's head is too large.", code="headers_too_large")
@@ -85,7 +88,13 @@ class _Exchange:
             text = f"The server had an error. Please quote the request id {self._request_id}."
             await envelope(500, text, code="server_error")(self._scope, self._receive, self._respond)
         finally:
-            structlog.contextvars.unbind_contextvars("request_id")
+            structlog.contextvars.unbind_contextvars(*origin.KEYS)
+
+    def _named(self) -> dict[str, str]:
+        """The request's ids for the log and for what it makes: ours, and the client's own beside it, if it has one."""
+        given = Headers(scope=self._scope).get("x-client-request-id", "")
+        own = {"request_id": self._request_id}
+        return own | {"client_request_id": given} if _CLIENT_ID.fullmatch(given) else own
 
     async def _receive_limited(self) -> Message:
         message = await self._receive_in_time()

@@ -52,7 +52,7 @@ class Supervisor:
             lock_fds: held locks of the accelerators, which the trainer inherits.
         """
         self._context, self._claim, self._lock_fds = context, claim, lock_fds
-        self._log = _log.bind(job_id=claim.job_id, epoch=claim.epoch)
+        self._log = _log.bind(job_id=claim.job_id, epoch=claim.epoch, **claim.origin)
         self._lease = Lease(context.database, context.settings, claim.job_id, claim.epoch, claimed_at)
         grader = claim.recipe.get("method", {}).get("grader")
         self._recorder = Recorder(context.database, claim.job_id, claim.epoch, grader)
