@@ -19,6 +19,7 @@ from api.keyring import Keyring
 from api.middleware import RequestMiddleware
 from api.openapi import describe
 from api.poll import PollMiddleware, Polls
+from api.prometheus import Metrics
 from api.rates import Rates
 from api.routes import (
     base_models,
@@ -40,6 +41,7 @@ from api.routes import (
     webhooks,
 )
 from api.sandbox import SandboxCheck
+from api.streams import Streams
 from jobs.context import Context
 from jobs.services.sweep import sweep_scratch
 from jobs.settings import Settings
@@ -111,6 +113,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = app.state.settings
     app.state.context = Context.open(settings)
     sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)  # no worker need share this machine
+    app.state.metrics = Metrics(app.state.context.db)
+    app.state.streams = Streams(settings.max_streams)
     app.state.polls = Polls(app.state.context.db)
     app.state.rates = Rates(settings.redis_url.get_secret_value())
     app.state.keyring = Keyring(app.state.context, app.state.rates)

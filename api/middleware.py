@@ -9,9 +9,11 @@ Plain ASGI, so that streams pass through untouched.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 import uuid
+from typing import Any
 
 import structlog
 from starlette.datastructures import Headers
@@ -23,6 +25,7 @@ from api import exchange
 from api.drain import drain
 from api.errors import envelope
 from api.headers import complete
+from api.prometheus import Metrics
 from jobs import origin
 from jobs.settings import Settings
 
@@ -33,6 +36,7 @@ _MIN_BYTES_A_SECOND = 16 * 1024
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What may stand in a log line and in a job; another one is as good as none."""
 _CLOSE = {"connection": "close"}
+_READS = ("GET", "HEAD", "OPTIONS")
 _UPLOADS = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
 _log = structlog.get_logger(__name__)
 
@@ -59,12 +63,25 @@ class _Exchange:
         self._exchange = exchange.begin(scope, self._request_id)
         self._began = time.monotonic()
         self._started = False
+        self._status = 499  # as nginx writes it: the client went away before there was an answer
         self._received = 0
         settings: Settings = scope["app"].state.settings
         self._patience_s = settings.request_timeout_s
 
     async def run(self) -> None:
         structlog.contextvars.bind_contextvars(**self._named())
+        metrics: Metrics = self._scope["app"].state.metrics
+        try:
+            with metrics.request():
+                await self._answer()
+        finally:
+            took_s = time.monotonic() - self._began
+            metrics.answered(self._scope["method"], self._route(), self._status, took_s)
+            level = logging.INFO if self._scope["method"] not in _READS or self._status >= 500 else logging.DEBUG
+            _log.log(level, "request", **self._seen(took_s))
+            structlog.contextvars.unbind_contextvars(*origin.KEYS)
+
+    async def _answer(self) -> None:
         try:
             if sum(len(name) + len(value) for name, value in self._scope["headers"]) > MAX_HEAD_BYTES:
                 refusal = envelope(431, "The request's head is too large.", code="headers_too_large")
@@ -87,8 +104,17 @@ class _Exchange:
                 raise  # too late to say so; the server cuts the connection
             text = f"The server had an error. Please quote the request id {self._request_id}."
             await envelope(500, text, code="server_error")(self._scope, self._receive, self._respond)
-        finally:
-            structlog.contextvars.unbind_contextvars(*origin.KEYS)
+
+    def _route(self) -> str:
+        """The template of the path; a path of its own each would make series without end."""
+        route = self._scope.get("route")
+        return self._exchange.route or getattr(route, "path", None) or "unmatched"
+
+    def _seen(self, took_s: float) -> dict[str, Any]:
+        caller = self._exchange.caller
+        who = {"key_id": caller.key_id, "project_id": caller.project_id} if caller is not None else {}
+        path, status = self._scope["path"], self._status
+        return {"method": self._scope["method"], "path": path, "status": status, "ms": int(took_s * 1000), **who}
 
     def _named(self) -> dict[str, str]:
         """The request's ids for the log and for what it makes: ours, and the client's own beside it, if it has one."""
@@ -124,7 +150,7 @@ class _Exchange:
 
     async def _respond(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._started = True
+            self._started, self._status = True, message["status"]
             took_ms = int((time.monotonic() - self._began) * 1000)
             own = ((b"x-request-id", self._request_id.encode()), (b"openai-processing-ms", b"%d" % took_ms))
             message["headers"] = [*complete(message.get("headers", ())), *own, *self._exchange.headers]

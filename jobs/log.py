@@ -16,7 +16,7 @@ import structlog
 from jobs.redaction import Redactor, secrets_of
 from jobs.settings import Settings
 
-_QUIET = ("alembic", "fsspec", "kombu")
+_QUIET = ("alembic", "fsspec", "kombu", "uvicorn.access")  # of requests `api.middleware` says more
 
 
 def configure_logging(settings: Settings) -> None:
