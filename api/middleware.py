@@ -26,7 +26,7 @@ from api.drain import drain
 from api.errors import envelope
 from api.headers import complete
 from api.prometheus import Metrics
-from jobs import origin
+from jobs import origin, tracing
 from jobs.settings import Settings
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -69,7 +69,21 @@ class _Exchange:
         self._patience_s = settings.request_timeout_s
 
     async def run(self) -> None:
-        structlog.contextvars.bind_contextvars(**self._named())
+        with tracing.span(
+            self._scope["method"],
+            kind="SERVER",
+            parent={"traceparent": Headers(scope=self._scope).get("traceparent", "")},
+            http__request__method=self._scope["method"],
+            bgpo__request=self._request_id,
+        ) as span:
+            structlog.contextvars.bind_contextvars(**self._named(span.traceparent))
+            await self._watched()
+            span.rename(f"{self._scope['method']} {self._route()}")
+            span.set(http__route=self._route(), http__response__status_code=self._status)
+            if self._status >= 500:
+                span.fail()
+
+    async def _watched(self) -> None:
         metrics: Metrics = self._scope["app"].state.metrics
         try:
             with metrics.request():
@@ -116,10 +130,11 @@ class _Exchange:
         path, status = self._scope["path"], self._status
         return {"method": self._scope["method"], "path": path, "status": status, "ms": int(took_s * 1000), **who}
 
-    def _named(self) -> dict[str, str]:
+    def _named(self, traceparent: str | None) -> dict[str, str]:
         """The request's ids for the log and for what it makes: ours, and the client's own beside it, if it has one."""
         given = Headers(scope=self._scope).get("x-client-request-id", "")
         own = {"request_id": self._request_id}
+        own |= {"traceparent": traceparent} if traceparent is not None else {}
         return own | {"client_request_id": given} if _CLIENT_ID.fullmatch(given) else own
 
     async def _receive_limited(self) -> Message:

@@ -154,6 +154,9 @@ class Settings(BaseSettings):
         600, gt=0, description="Without requests for so long, a generator frees its memory."
     )
 
+    otel_endpoint: str | None = Field(
+        None, pattern=r"^https?://", description="URL of an OpenTelemetry collector (OTLP by HTTP); None = no traces."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

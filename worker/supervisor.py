@@ -63,16 +63,18 @@ class Supervisor:
         self._deadline = None if left is None else claimed_at + left
         self._status: int | None = None
 
-    def run(self) -> None:
-        """Run the attempt to its end and record it."""
+    def run(self) -> str:
+        """Run the attempt to its end and record it; what became of it, in words."""
         self._log.info("attempt started", worker_id=self._context.worker_id)
         self._lease.start()
         try:
             outcome = self._attempt()
             if self._settle(outcome):
-                self._log.info("attempt ended", outcome=str(outcome.state or "handed back"), status=self._status)
-            else:
-                self._log.warning("attempt abandoned: the job is not ours any more", status=self._status)
+                told = str(outcome.state or "handed back")
+                self._log.info("attempt ended", outcome=told, status=self._status)
+                return told
+            self._log.warning("attempt abandoned: the job is not ours any more", status=self._status)
+            return "abandoned"
         finally:
             self._lease.stop()
             self._workdir.remove()
