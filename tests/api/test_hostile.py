@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,6 +17,7 @@ from api.main import create_app
 from api.middleware import MAX_BODY_BYTES, MAX_HEAD_BYTES
 from jobs.settings import Settings
 from tests.api.wire import Wire
+from tests.running import wait_until
 
 JOBS, FILES = "/v1/fine_tuning/jobs", "/v1/files"
 BOUNDARY = "multipart/form-data; boundary=b"
@@ -265,6 +268,25 @@ class TestConnections:
             wire.send(b"x")
             assert wire.answer()[0] == 200
             assert wire.closed()
+
+    def test_an_answer_nobody_takes(self, hostile: Any, tmp_path: Path) -> None:
+        """More than the sockets hold: the server must not keep it for a client that has stopped reading."""
+        (tmp_path / "big").mkdir()
+        (tmp_path / "big" / "model.safetensors").write_bytes(bytes(64 << 20))
+        checkpoint = hostile.checkpoint(hostile.claim(hostile.create()["id"]), 1, tmp_path / "big")
+        in_flight = re.compile(r"^bgpo_requests_in_flight (\d+)", re.MULTILINE)
+
+        def others() -> int:
+            with hostile.http() as http:
+                found = in_flight.search(http.get("/metrics").text)
+            assert found is not None
+            return int(found[1]) - 1
+
+        with Wire(hostile.url) as wire:
+            wire.head(f"GET /v1/fine_tuning/checkpoints/{checkpoint}/content HTTP/1.1")
+            assert wire.status() == 200
+            assert others() == 1
+            wait_until(lambda: others() == 0, seconds=30)
 
     def test_an_upload_that_is_half_closed(self, hostile: Any) -> None:
         part = b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--b\r\n'

@@ -40,9 +40,13 @@ class Wire:
         """Say that nothing follows."""
         self._socket.shutdown(socket.SHUT_WR)
 
+    def status(self) -> int:
+        """The status of the next response, of which nothing more is read."""
+        return int(self._file.readline().split()[1])
+
     def answer(self) -> tuple[int, dict[str, str], Any]:
         """The next response: status, headers, body as JSON. An interim one (100) has no body."""
-        status = int(self._file.readline().split()[1])
+        status = self.status()
         headers: dict[str, str] = {}
         while (line := self._file.readline().strip()) != b"":
             name, _, value = line.decode("latin-1").partition(":")
