@@ -165,7 +165,7 @@ def require_scraper(request: Request) -> None:
     """
     settings: Settings = request.app.state.settings
     if settings.metrics_token is not None:
-        given = _bearer(request)
+        given = _bearer(_sent(request.scope))
         if given is None or not _is(given, settings.metrics_token):
             raise Unauthorized("Send the metrics token as 'Authorization: Bearer TOKEN'.")
         return
