@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 TAGS = {
     "Files": "Datasets and other files: upload, list, download, delete.",
+    "Uploads": "Big files in parts.",
     "Fine-tuning jobs": "Create jobs, follow and steer them. Extensions of OpenAI's API stand under `rl`.",
     "Progress": "What a job tells while it runs: events, metrics, samples, attempts, checkpoints.",
     "Checkpoints": "Weights of a job at a step: describe, pin, download, share, delete.",
@@ -20,6 +21,8 @@ TAGS = {
     "Webhooks": "Deliveries of a job's webhooks.",
     "Queue": "Places, reasons and workers.",
     "Models": "Base models and results of jobs.",
+    "Chat": "Answers of base models, tuned models and checkpoints.",
+    "Capabilities": "What this installation can do, and its limits.",
     "Usage": "What a project has used, and may use yet.",
     "Organization": "For administrators: projects, keys, limits, the audit log.",
     "Health": "For supervisors, load balancers and Prometheus, without a project's key.",
@@ -66,6 +69,7 @@ ERRORS: dict[int, tuple[str, str, str]] = {
         "unavailable",
         "API keys cannot be checked at the moment.",
     ),
+    504: ("The answer took too long.", "timeout", "The answer took too long."),
 }
 """By status: what it means, and an example's code and message."""
 
@@ -80,6 +84,7 @@ class Link(NamedTuple):
 
 _ID = "$response.body#/id"
 _JOB, _FILE, _GRADER = "/v1/fine_tuning/jobs", "/v1/files", "/v1/fine_tuning/graders"
+_UPLOAD = "/v1/uploads"
 _PROJECT, _ADMIN_KEYS = "/v1/organization/projects", "/v1/organization/admin_api_keys"
 
 
@@ -101,13 +106,24 @@ _OF_JOB = _links(
     f"get {_JOB}/{{job_id}}/events",
     f"get {_JOB}/{{job_id}}/metrics",
     f"get {_JOB}/{{job_id}}/attempts",
+    f"get {_JOB}/{{job_id}}/logs",
+    f"get {_JOB}/{{job_id}}/spec",
+    f"patch {_JOB}/{{job_id}}",
+    f"delete {_JOB}/{{job_id}}",
 )
 LINKS: dict[tuple[str, str], dict[str, Link]] = {
     ("post", _FILE): _links(
         "file_id",
         f"get {_FILE}/{{file_id}}",
         f"get {_FILE}/{{file_id}}/content",
+        f"post {_FILE}/{{file_id}}/validate",
         f"delete {_FILE}/{{file_id}}",
+    ),
+    ("post", _UPLOAD): _links(
+        "upload_id",
+        f"post {_UPLOAD}/{{upload_id}}/parts",
+        f"post {_UPLOAD}/{{upload_id}}/complete",
+        f"post {_UPLOAD}/{{upload_id}}/cancel",
     ),
     ("post", _JOB): _OF_JOB,
     ("post", f"{_JOB}/{{job_id}}/clone"): _OF_JOB,

@@ -22,6 +22,8 @@ _ALWAYS = (400, 401, 403, 429, 500, 503)
 _WITH_BODY = (408, 413, 415)
 _RANGES = ("/v1/files/{file_id}/content", "/v1/fine_tuning/checkpoints/{checkpoint_id}/files/{path}")
 _TARS = ("/v1/fine_tuning/checkpoints/{checkpoint_id}/content",)
+_WAITING = ("/v1/chat/completions",)
+"""Answers that may take too long."""
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds to wait."}}
 
@@ -66,6 +68,8 @@ def statuses(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[i
         yield 409
     if path in _RANGES:
         yield 416
+    if path in _WAITING:
+        yield 504
 
 
 def _complete(method: str, path: str, operation: dict[str, Any]) -> None:

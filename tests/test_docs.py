@@ -60,7 +60,7 @@ def test_the_tests_named_as_proof_exist() -> None:
 
 def test_the_metrics_named_are_those_there_are() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
-    code = (ROOT / "api" / "metrics.py").read_text()
+    code = (ROOT / "api" / "prometheus.py").read_text()
     assert set(re.findall(r'"(bgpo_\w+)"', code)) == {
         name.removesuffix("_total") for name in re.findall(r"`(bgpo_\w+)`", text)
     }
