@@ -1,7 +1,7 @@
 """What /metrics tells Prometheus: requests of this API process, and the state of the whole service from the database.
 
 Workers listen to nobody, so they have no metrics of their own: what they and their trainers do is in the database
-(registry, attempts, steps), and any API process tells it. With several API processes each tells the same about the
+(registry, attempts, metrics), and any API process tells it. With several API processes each tells the same about the
 service; take one of them, or `max by`. Requests are counted by the template of their route, never by path, so that no
 client can make new series; the one label with ids is that of jobs that run now, of which there are as many as workers.
 
@@ -24,7 +24,7 @@ from sqlalchemy.pool import QueuePool
 
 from jobs.db import Database
 from jobs.repositories import census
-from jobs.repositories.census import Census
+from jobs.repositories.census import PHASES, Census, Running
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -117,13 +117,37 @@ def _families(found: Census) -> Iterator[Metric]:
     yield _by("bgpo_workers", "Workers seen lately.", ["gpu_type", "state"], found.workers)
     yield GaugeMetricFamily("bgpo_workers_gone", "Workers not seen lately but not forgotten.", found.workers_gone)
     yield _by("bgpo_attempts", "Attempts of the last day, by how they ended.", ["outcome", "error"], found.attempts)
-    steps = GaugeMetricFamily("bgpo_running_job_step", "Step of a job that runs.", labels=["job_id", "project_id"])
-    total = GaugeMetricFamily("bgpo_running_job_steps", "Steps it has to do.", labels=["job_id", "project_id"])
-    for job in found.running:
-        steps.add_metric([job.id, job.project_id], job.step)
-        total.add_metric([job.id, job.project_id], job.steps)
-    yield from (steps, total)
+    yield from _trainers(found.running)
     yield _by("bgpo_webhook_deliveries", "Webhooks by state.", ["state"], found.webhooks)
+
+
+def _trainers(running: Iterable[Running]) -> Iterator[Metric]:
+    ids = ["job_id", "project_id"]
+    steps = GaugeMetricFamily("bgpo_running_job_step", "Step of a job that runs.", labels=ids)
+    total = GaugeMetricFamily("bgpo_running_job_steps", "Steps it has to do.", labels=ids)
+    seconds = GaugeMetricFamily(
+        "bgpo_running_job_phase_seconds", "Of its last training step, by what took them.", labels=[*ids, "phase"]
+    )
+    measured = {
+        "reward_mean": GaugeMetricFamily("bgpo_running_job_reward", "Mean of its last training step.", labels=ids),
+        "tokens_per_second": GaugeMetricFamily(
+            "bgpo_running_job_tokens_per_second", "Generated in its last rollout.", labels=ids
+        ),
+        "peak_memory_bytes": GaugeMetricFamily(
+            "bgpo_running_job_memory_bytes", "Most of an accelerator's memory so far, of the fullest one.", labels=ids
+        ),
+    }
+    for job in running:
+        labels = [job.id, job.project_id]
+        steps.add_metric(labels, job.step)
+        total.add_metric(labels, job.steps)
+        for phase in PHASES:
+            if (value := job.measured.get(f"seconds_{phase}")) is not None:
+                seconds.add_metric([*labels, phase], value)
+        for name, family in measured.items():
+            if name in job.measured:
+                family.add_metric(labels, job.measured[name])
+    yield from (steps, total, seconds, *measured.values())
 
 
 def _by(name: str, text: str, labels: list[str], counts: dict[tuple[str, ...], int]) -> Metric:

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.repositories import workers
+from jobs.repositories import metrics, workers
 from jobs.resources import Slot
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -116,6 +116,29 @@ class TestService:
         labels = {"job_id": running, "project_id": "proj_default"}
         assert value(found, "bgpo_running_job_step", **labels) == 7
         assert value(found, "bgpo_running_job_steps", **labels) == 20
+
+    def test_what_trainers_measured(self, busy: Any) -> None:
+        """Of the newest step and a fixed set of names, so that no grader's name makes a series."""
+        service, running = busy
+        labels = {"job_id": running, "project_id": "proj_default"}
+        assert value(scrape(service), "bgpo_running_job_reward", **labels) is None
+        values = {"reward_mean": 0.5, "tokens_per_second": 900.0, "peak_memory_bytes": 1e9, "seconds_rollout": 3.0}
+        told = [
+            (6, "train", {**values, "reward_mean": 0.25, "seconds_loss": 4.0}),
+            (7, "train", values | {"seconds_grader/mine": 1.0, "reward/mine": 1.0}),
+            (8, "validation", {"reward_mean": 0.75}),
+        ]
+        with service.ctx.db.transaction() as session:
+            for step, split, of_step in told:
+                assert metrics.upsert(session, running, 1, step, split, of_step)
+        found = scrape(service)
+        assert value(found, "bgpo_running_job_reward", **labels) == 0.5
+        assert value(found, "bgpo_running_job_tokens_per_second", **labels) == 900
+        assert value(found, "bgpo_running_job_memory_bytes", **labels) == 1e9
+        assert value(found, "bgpo_running_job_phase_seconds", **labels, phase="rollout") == 3
+        assert {dict(key[1])["phase"] for key in found if key[0] == "bgpo_running_job_phase_seconds"} == {"rollout"}
+        with service.http() as http:
+            assert "mine" not in http.get("/metrics").text
 
     def test_without_its_database(self, service: Any) -> None:
         with service.ctx.db.engine.connect() as connection:
