@@ -102,15 +102,16 @@ def install(app: FastAPI) -> None:
         if message == HTTPStatus(error.status_code).phrase:
             message = f"{message}: {request.method} {request.url.path}"
         code = _CODES.get(error.status_code)
-        headers = dict(error.headers or {})
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
         if error.status_code == 405:  # Starlette names the methods of one of the path's routes
             headers["allow"] = ", ".join(sorted(_methods(app, request.url.path)))
         return envelope(error.status_code, message, code=code, headers=headers)
 
 
 def _methods(app: FastAPI, path: str) -> set[str]:
-    found: set[str] = set()
+    """Of the first template that the path has, as requests find their route."""
+    found: dict[str | None, set[str]] = {}
     for context in iter_route_contexts(app.routes):
         if context.path_regex.match(path):
-            found |= context.methods or set()
-    return found
+            found.setdefault(context.path, set()).update(context.methods or ())
+    return next(iter(found.values()), set())

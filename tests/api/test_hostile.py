@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +16,12 @@ from api.json_body import MAX_DEPTH, JsonRoute
 from api.main import create_app
 from api.middleware import MAX_BODY_BYTES, MAX_HEAD_BYTES
 from jobs.settings import Settings
+from tests.api.hostile import error_of
 from tests.api.wire import Wire
 from tests.running import wait_until
 
 JOBS, FILES = "/v1/fine_tuning/jobs", "/v1/files"
 BOUNDARY = "multipart/form-data; boundary=b"
-
-
-def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return error
-
-
-@pytest.fixture
-def hostile(start_service: Callable[..., Any], caplog: Any, capsys: Any) -> Iterator[Any]:
-    """A service that must have lost nothing and broken nowhere when the test is over."""
-    service = start_service(request_timeout_s=1, max_file_bytes=1 << 20)
-    yield service
-    with service.http() as http:
-        assert http.get("/readyz").json()["checks"]["database"] == "ok"
-        assert http.get(FILES).status_code == 200
-    assert list(service.ctx.settings.scratch.iterdir()) == []
-    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
-    out = capsys.readouterr()
-    assert "Traceback" not in out.out + out.err
-    assert "request.failed" not in out.out + out.err
 
 
 class TestJson:
