@@ -25,6 +25,7 @@ _TARS = ("/v1/fine_tuning/checkpoints/{checkpoint_id}/content",)
 _WAITING = ("/v1/chat/completions",)
 """Answers that may take too long."""
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_TEXT = {"text/plain": {"schema": {"type": "string"}}}
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds to wait."}}
 
 
@@ -76,7 +77,8 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     own = operation["responses"]
     responses: dict[str, Any] = {status: answer for status, answer in own.items() if status not in ("default", "422")}
     if path in _RANGES:
-        responses["200"]["content"] = _BYTES
+        base64 = any(parameter["name"] == "encoding" for parameter in operation["parameters"])
+        responses["200"]["content"] = _BYTES | (_TEXT if base64 else {})
         responses["206"] = {"description": "The range asked for.", "content": _BYTES}
     if path in (*_RANGES, *_TARS):
         responses["304"] = {"description": "The client has it already (`If-None-Match`)."}
