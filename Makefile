@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo setup dev test lint format types imports test-fast test-slow test-faults test-attacks test-gpu docs constraints clean
+.PHONY: help demo setup dev test lint format types imports test-fast test-slow test-faults test-attacks test-fuzz test-gpu docs constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,16 +46,19 @@ imports: .venv/.dev ## the import table of docs/architecture.md
 	@$(BIN)/lint-imports --no-logo
 
 test-fast: .venv/.dev ## the tests without the slow ones
-	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not gpu and not faults and not attacks' $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not gpu and not faults and not attacks and not fuzz' $(PYTEST_ARGS)
 
 test-slow: .venv/.dev ## whole-system tests: minutes each
-	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'slow and not gpu and not faults and not attacks' $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'slow and not gpu and not faults and not attacks and not fuzz' $(PYTEST_ARGS)
 
 test-faults: .venv/.dev ## whole-system tests in which processes and servers die while jobs run
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m faults tests/faults $(PYTEST_ARGS)
 
 test-attacks: .venv/.dev ## hostile code in the sandbox
 	@$(BIN)/pytest -m attacks tests/attacks $(PYTEST_ARGS)
+
+test-fuzz: .venv/.dev ## thousands of requests made from the OpenAPI description
+	@$(BIN)/pytest -m fuzz tests/fuzz $(PYTEST_ARGS)
 
 test-gpu: .venv/.dev ## tests that need a CUDA device
 	@$(BIN)/pytest -m gpu $(PYTEST_ARGS)
@@ -64,7 +67,7 @@ format: .venv/.dev ## rewrite the code in ruff's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: .venv/.dev ## write docs/api-reference.md from the API's OpenAPI description
+docs: .venv/.dev ## write docs/api-reference.md and tests/api/openapi.json from the code
 	@$(BIN)/python docs/generate_api.py
 
 setup: .venv/.setup ## make .venv with what running needs

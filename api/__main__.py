@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from api.server import serve
+from jobs import tracing
 from jobs.log import configure_logging
 from jobs.settings import Settings
 
 if __name__ == "__main__":
     settings = Settings()
     configure_logging(settings)
-    serve(settings)
+    tracing.configure(settings, "bgpo-api")
+    try:
+        serve(settings)
+    finally:
+        tracing.stop()

@@ -155,6 +155,26 @@ def _require_local(request: Request) -> None:
         raise Forbidden("Without BGPO_API_KEY this service answers no pages of other sites.")
 
 
+def require_scraper(request: Request) -> None:
+    """Let only those see the numbers of all projects who have the token, or, where none is set, this machine.
+
+    A proxy on this machine speaks for others: what it passes on has their address (X-Forwarded-For) or its host name.
+
+    Raises:
+        Unauthorized, Forbidden: not them.
+    """
+    settings: Settings = request.app.state.settings
+    if settings.metrics_token is not None:
+        given = _bearer(_sent(request.scope))
+        if given is None or not _is(given, settings.metrics_token):
+            raise Unauthorized("Send the metrics token as 'Authorization: Bearer TOKEN'.")
+        return
+    peer = exchange_of(request.scope).ip
+    if peer not in _LOOPBACK or "x-forwarded-for" in request.headers or "forwarded" in request.headers:
+        raise Forbidden("Without BGPO_METRICS_TOKEN only programs of this machine may read the metrics.")
+    _require_local(request)
+
+
 async def _project(
     request: Request, scopes: SecurityScopes, _documented: Annotated[object, Depends(_scheme)]
 ) -> str:  # async: FastAPI would run a plain function in a thread, dearer than what it does

@@ -21,6 +21,8 @@ from jobs.errors import RangeNotSatisfiable
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _BLOCK = tarfile.BLOCKSIZE
+_CACHING = "private, no-cache"
+"""May be kept by the client alone, and only to ask by its ETag."""
 
 
 def object_response(request: Request, store: ArtifactStore, key: str, *, name: str, size: int, sha256: str) -> Response:
@@ -35,7 +37,7 @@ def object_response(request: Request, store: ArtifactStore, key: str, *, name: s
         "accept-ranges": "bytes",
         "content-disposition": attachment(name),
         "x-checksum-sha256": sha256,
-        "cache-control": "private, no-cache",
+        "cache-control": _CACHING,
     }
     if _matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
@@ -76,7 +78,7 @@ def tar_response(
 ) -> Response:
     """All files of a checkpoint below `folder`. The same checkpoint always gives the same bytes."""
     etag = f'"{manifest.sha256}.tar"'
-    headers = {"etag": etag, "content-disposition": attachment(f"{folder}.tar")}
+    headers = {"etag": etag, "content-disposition": attachment(f"{folder}.tar"), "cache-control": _CACHING}
     if _matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     heads = [_tar_header(f"{folder}/{file.path}", file.bytes, time) for file in manifest.files]

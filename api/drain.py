@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
+
+from api.exchange import exchange_of
 
 
-async def drain(receive: Receive, limit: int) -> None:
-    """Read the rest of a request's body, up to `limit` bytes."""
-    seen, more = 0, True
-    while more and seen <= limit:
+async def drain(scope: Scope, receive: Receive, limit: int) -> None:
+    """Read the rest of a request's body, up to `limit` bytes.
+
+    After the end of a body `receive` waits until the client goes away, so it is not called then.
+    """
+    exchange, seen = exchange_of(scope), 0
+    while not exchange.received and seen <= limit:
         message = await receive()
         seen += len(message.get("body", b""))
-        more = message.get("more_body", False)

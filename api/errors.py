@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
@@ -16,7 +17,7 @@ from bgpo.errors import InvalidInput
 from jobs.errors import ServiceError
 from jobs.wire.base import explain
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
 
 
 class ErrorBody(BaseModel):
@@ -37,15 +38,9 @@ class ErrorEnvelope(BaseModel):
     error: ErrorBody
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorEnvelope, "description": "The request is wrong; `param` says where."},
-    401: {"model": ErrorEnvelope, "description": "No key, a wrong one, or one that has expired or was revoked."},
-    403: {"model": ErrorEnvelope, "description": "The key lacks the scope this needs."},
-    404: {"model": ErrorEnvelope, "description": "No such object."},
-    429: {"model": ErrorEnvelope, "description": "Too many requests, or beyond a quota; `Retry-After` says how long."},
-    "default": {"model": ErrorEnvelope, "description": "Any other error."},
-}
-"""For all routers; with a default FastAPI documents no 422, which this service never sends."""
+RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorEnvelope, "description": "An error."}}
+"""For all routers: with a default FastAPI documents no 422, which this service never sends. `api.openapi` puts what an
+operation can really end with in its place."""
 
 
 def envelope(
@@ -57,10 +52,20 @@ def envelope(
     headers: Mapping[str, str] | None = None,
     type: str | None = None,
 ) -> JSONResponse:
-    """An error response; `type` follows from the status unless given."""
+    """An error response."""
+    body = error_body(status, message, param=param, code=code, type=type)
+    return JSONResponse(body, status, headers=dict(headers or {}))
+
+
+def error_body(
+    status: int, message: str, *, param: str | None = None, code: str | None = None, type: str | None = None
+) -> dict[str, Any]:
+    """An `ErrorEnvelope` as JSON has it; `type` follows from the status unless given."""
     kind = type or ("server_error" if status >= 500 else "invalid_request_error")
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return JSONResponse({"error": error}, status, headers=dict(headers or {}))
+    # Texts of the client come back in messages, also such as no UTF-8 can hold.
+    texts = {"message": message, "param": param, "code": code}
+    shown = {name: text and text.encode(errors="replace").decode() for name, text in texts.items()}
+    return {"error": {"message": shown["message"], "type": kind, "param": shown["param"], "code": shown["code"]}}
 
 
 def envelope_of(error: ServiceError) -> JSONResponse:
@@ -97,4 +102,16 @@ def install(app: FastAPI) -> None:
         if message == HTTPStatus(error.status_code).phrase:
             message = f"{message}: {request.method} {request.url.path}"
         code = _CODES.get(error.status_code)
-        return envelope(error.status_code, message, code=code, headers=error.headers)
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+        if error.status_code == 405:  # Starlette names the methods of one of the path's routes
+            headers["allow"] = ", ".join(sorted(_methods(app, request.url.path)))
+        return envelope(error.status_code, message, code=code, headers=headers)
+
+
+def _methods(app: FastAPI, path: str) -> set[str]:
+    """Of the first template that the path has, as requests find their route."""
+    found: dict[str | None, set[str]] = {}
+    for context in iter_route_contexts(app.routes):
+        if context.path_regex.match(path):
+            found.setdefault(context.path, set()).update(context.methods or ())
+    return next(iter(found.values()), set())

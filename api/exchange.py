@@ -38,6 +38,10 @@ class Exchange:
     caller: Caller | None = None
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     """Added to the response."""
+    route: str | None = None
+    """Template of the path, when a layer before the routes has answered."""
+    received: bool = False
+    """The whole body has arrived, or the client has gone."""
 
 
 def begin(scope: Scope, request_id: str) -> Exchange:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -16,7 +17,9 @@ from api.auth import AuthMiddleware, check_exposure
 from api.completions import Waiters
 from api.keyring import Keyring
 from api.middleware import RequestMiddleware
+from api.openapi import describe
 from api.poll import PollMiddleware, Polls
+from api.prometheus import Metrics
 from api.rates import Rates
 from api.routes import (
     base_models,
@@ -38,6 +41,7 @@ from api.routes import (
     webhooks,
 )
 from api.sandbox import SandboxCheck
+from api.streams import Streams
 from jobs.context import Context
 from jobs.services.sweep import sweep_scratch
 from jobs.settings import Settings
@@ -57,14 +61,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     check_exposure(settings)
-    app = FastAPI(
+    app = _Application(
         title="bgpo",
         version=version("bgpo"),
         description=_DESCRIPTION,
         docs_url=None,  # they load scripts from other sites
         redoc_url=None,
         lifespan=_lifespan,
-        openapi_tags=None,
         redirect_slashes=False,
     )
     app.state.settings = settings
@@ -98,11 +101,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = describe(self, self.description)
+        return self.openapi_schema
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = app.state.settings
     app.state.context = Context.open(settings)
     sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)  # no worker need share this machine
+    app.state.metrics = Metrics(app.state.context.db)
+    app.state.streams = Streams(settings.max_streams)
     app.state.polls = Polls(app.state.context.db)
     app.state.rates = Rates(settings.redis_url.get_secret_value())
     app.state.keyring = Keyring(app.state.context, app.state.rates)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from fastapi import Request
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -79,8 +79,7 @@ async def receive_form(request: Request, layout: Layout, folder: Path) -> AsyncI
             try:
                 await run_in_threadpool(form.feed, message.get("body", b""))
             except TooLarge:
-                if more:
-                    await drain(request.receive, 2 * layout.max_bytes)
+                await drain(request.scope, request.receive, 2 * layout.max_bytes)
                 raise
         yield await run_in_threadpool(form.finish)
 
@@ -88,7 +87,7 @@ async def receive_form(request: Request, layout: Layout, folder: Path) -> AsyncI
 async def drain_refused(request: Request, max_bytes: int) -> None:
     """Read a body nobody wants, so that its sender gets to the answer; unless it waits for our word before it sends."""
     if "expect" not in request.headers:
-        await drain(request.receive, 2 * max_bytes)
+        await drain(request.scope, request.receive, 2 * max_bytes)
 
 
 def _boundary(request: Request, layout: Layout) -> bytes:
@@ -96,7 +95,7 @@ def _boundary(request: Request, layout: Layout) -> bytes:
     if encoding != "identity":
         raise UnsupportedMedia(f"Content-Encoding {encoding} is not accepted: send the file as it is.")
     kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind != b"multipart/form-data" or b"boundary" not in options:
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
         names = ", ".join((*layout.fields, layout.file))
         raise UnsupportedMedia(f"Send the file as multipart/form-data, with {names}.")
     return options[b"boundary"]
@@ -119,14 +118,14 @@ class _Parser:
         methods["on_header_value"] = self._on_header_value
         try:
             self._parser = MultipartParser(boundary, methods)  # type: ignore[arg-type]  # a TypedDict
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise InvalidRequest(f"Malformed multipart body: {error}.") from error
 
     def feed(self, chunk: bytes) -> None:
         """Take the next piece of the body."""
         try:
             self._parser.write(chunk)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise InvalidRequest(f"Malformed multipart body: {error}.") from error
 
     def finish(self) -> Form:

@@ -158,6 +158,7 @@ class PollMiddleware:
             await self._app(scope, receive, send)
             return
         kept: Polls = cast(FastAPI, scope["app"]).state.polls
+        exchange_of(scope).route = f"{_PATH}{{job_id}}"
         version = await kept.version(job_id)
         if version is None or polls.project_of(version) != project or not _depends_on_its_row(version):
             await self._app(scope, receive, send)

@@ -8,6 +8,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.main import create_app
+from api.middleware import MAX_HEAD_BYTES
+from api.protocol import limited
 from jobs.settings import Settings
 
 _GRACE_S = 10
@@ -23,6 +25,9 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
+                http=limited(settings.request_timeout_s),
+                ws="none",
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 log_config=None,
                 log_level=settings.log_level,
                 access_log=False,

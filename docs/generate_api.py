@@ -1,4 +1,7 @@
-"""Writes docs/api-reference.md from the OpenAPI description: `make docs`. A test fails while the page is out of date.
+"""Writes docs/api-reference.md from the OpenAPI description, and the description itself to tests/api/openapi.json.
+
+`make docs`. Tests fail while the page is out of date, and when the description is not the one in the file: so nobody
+changes the API without seeing it in a diff.
 
 The page holds what the description holds, operation by operation, then every schema by name. It does not explain how to
 use the API; quickstart.md does.
@@ -16,14 +19,16 @@ from api.main import create_app
 from jobs.settings import Settings
 
 PAGE = Path(__file__).with_name("api-reference.md")
+SNAPSHOT = Path(__file__).parents[1] / "tests" / "api" / "openapi.json"
 METHODS = ("get", "post", "put", "patch", "delete")
+EXAMPLE_LINES = 40
 Schema = Mapping[str, Any]
 
 HEAD = """# API reference
 
 Generated from the OpenAPI description by `make docs`; the service has the same at `/openapi.json`. Every path takes
 `Authorization: Bearer KEY`, except the health checks. Every error, whatever its status, is an
-[ErrorEnvelope](#errorenvelope).
+[ErrorEnvelope](#errorenvelope); what each status means stands under [Errors](#errors).
 """
 
 
@@ -33,6 +38,12 @@ def description() -> dict[str, Any]:
         return create_app(Settings(home=Path(home))).openapi()
 
 
+def snapshot(openapi: Mapping[str, Any]) -> str:
+    """The description as it is kept; its version is that of the package and changes with it."""
+    kept = {**openapi, "info": {**openapi["info"], "version": "any"}}
+    return json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def page(openapi: Mapping[str, Any]) -> str:
     """The whole page as Markdown."""
     lines = [HEAD]
@@ -40,7 +51,7 @@ def page(openapi: Mapping[str, Any]) -> str:
         for method in METHODS:
             if method in item:
                 lines += operation(f"{method.upper()} {path}", item[method])
-    lines += ["## Schemas", ""]
+    lines += [*errors(openapi["components"]["responses"]), "## Schemas", ""]
     for name, schema in sorted(openapi["components"]["schemas"].items()):
         lines += [f"### {name}", "", *paragraph(schema.get("description")), *fields(schema)]
     return "\n".join(lines).rstrip() + "\n"
@@ -60,10 +71,45 @@ def operation(title: str, content: Schema) -> Iterator[str]:
         for form in body["content"].values():
             if "properties" in form.get("schema", {}):
                 yield from fields(form["schema"])
+    failures = []
     for status, response in content["responses"].items():
-        answers = list(media(response.get("content", {}))) or ["bytes"]
-        if not any("ErrorEnvelope" in answer for answer in answers):
+        if "$ref" in response:
+            failures.append(status)
+        else:
+            answers = list(media(response.get("content", {}))) or [response["description"]]
             yield from (f"{status}: {', '.join(answers)}", "")
+    if failures:
+        yield from (f"Errors: {', '.join(failures)}.", "")
+    for name, body in (("Request", content.get("requestBody")), ("Answer", content["responses"]["200"])):
+        shown = (body or {}).get("content", {}).get("application/json", {}).get("example")
+        if shown is not None:
+            yield from (f"{name}, for example:", "", *code(shown), "")
+
+
+def errors(responses: Mapping[str, Schema]) -> Iterator[str]:
+    """What each status means, with an example."""
+    yield from ("## Errors", "", "| status | | for example |", "|---|---|---|")
+    for name, response in responses.items():
+        error = response["content"]["application/json"]["example"]["error"]
+        text = cell(response["description"])
+        yield f"| {name.removeprefix('Error')} | {text} | `{error['code']}`: {cell(error['message'])} |"
+    yield from (
+        "",
+        "An answer in full:",
+        "",
+        *code(responses["Error400"]["content"]["application/json"]["example"]),
+        "",
+    )
+
+
+def code(value: Any) -> Iterator[str]:
+    """JSON as a block; long examples lose their end here, not in the description."""
+    lines = json.dumps(value, indent=2, ensure_ascii=False).splitlines()
+    yield "```json"
+    yield from lines[:EXAMPLE_LINES]
+    if len(lines) > EXAMPLE_LINES:
+        yield "..."
+    yield "```"
 
 
 def media(content: Mapping[str, Schema]) -> Iterator[str]:
@@ -134,4 +180,6 @@ def cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(description()))
+    found = description()
+    PAGE.write_text(page(found))
+    SNAPSHOT.write_text(snapshot(found))

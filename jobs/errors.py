@@ -34,6 +34,12 @@ class InvalidRequest(ServiceError):
     code = "invalid_value"
 
 
+class BadBody(InvalidRequest):
+    """The body cannot be read as JSON."""
+
+    code = "invalid_json"
+
+
 class MissingSecret(InvalidRequest):
     """A grader names a secret that the project does not have, or that no key of this installation opens."""
 

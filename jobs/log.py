@@ -1,7 +1,8 @@
 """Logging of the service's processes: structlog for ours, the standard library's records through the same formatter.
 
-To stderr, one event a line; `log_format` json for machines, console for people. The trainer is not concerned: it
-reports by records and prints to its own log.
+To stderr, one event a line; `log_format` json for machines, console for people. Secrets are taken out of all of it
+(`jobs.redaction`), also of tracebacks and of what libraries say. The trainer is not concerned: it has no secrets but
+those of its graders, reports by records and prints to its own log.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 
 import structlog
 
+from jobs.redaction import Redactor, secrets_of
 from jobs.settings import Settings
 
-_QUIET = ("alembic", "fsspec", "kombu")
+_QUIET = ("alembic", "fsspec", "kombu", "uvicorn.access")  # of requests `api.middleware` says more
 
 
 def configure_logging(settings: Settings) -> None:
@@ -24,6 +26,7 @@ def configure_logging(settings: Settings) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        Redactor(secrets_of(settings)),
     ]
     json = settings.log_format == "json"
     renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)

@@ -54,6 +54,16 @@ class Settings(BaseSettings):
     upload_ttl_s: float = Field(3600, gt=0, description="An upload takes parts for this long.")
     max_line_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Longest JSONL line.")
 
+    request_timeout_s: float = Field(
+        60, gt=0, description="For a request's head, and for its body beyond what 16 KiB a second take."
+    )
+
+    max_streams: int = Field(1024, ge=1, description="Event streams of a key that one API process keeps open.")
+    metrics_token: SecretStr | None = Field(
+        None,
+        description="The bearer token for /metrics; None = it is for programs of this machine, without one.",
+    )
+
     lease_s: float = Field(60, gt=0, description="A worker that did not renew for this long may have lost its job.")
     beat_s: float = Field(15, gt=0)
     self_fence_s: float = Field(45, gt=0, description="A worker that could not renew for this long kills the trainer.")
@@ -144,6 +154,9 @@ class Settings(BaseSettings):
         600, gt=0, description="Without requests for so long, a generator frees its memory."
     )
 
+    otel_endpoint: str | None = Field(
+        None, pattern=r"^https?://", description="URL of an OpenTelemetry collector (OTLP by HTTP); None = no traces."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
@@ -151,6 +164,11 @@ class Settings(BaseSettings):
     @classmethod
     def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and keys(value.get_secret_value()) else None
+
+    @field_validator("metrics_token")
+    @classmethod
+    def _no_empty_token(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value is not None and value.get_secret_value() else None
 
     @field_validator("secrets_key", "key_pepper")
     @classmethod

@@ -40,10 +40,30 @@ def test_the_failure_codes_are_those_of_the_service() -> None:
     assert shown == [(code, kind.meaning, kind.retry, kind.advice) for code, kind in FAILURES.items()]
 
 
-def test_the_settings_named_exist() -> None:
-    named = set(re.findall(r"`(BGPO_[A-Z_]+)`", (ROOT / "docs" / "deployment.md").read_text()))
+@pytest.mark.parametrize("page", ["deployment", "operations", "security"])
+def test_the_settings_named_exist(page: str) -> None:
+    named = set(re.findall(r"`(BGPO_[A-Z_]+)(?:=[^`]*)?`", (ROOT / "docs" / f"{page}.md").read_text()))
     compose_only = {"BGPO_MODELS"}
     assert named - compose_only <= {f"BGPO_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_the_tests_named_as_proof_exist() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    for row in re.findall(r"^\| API\d+ .*$", text, flags=re.MULTILINE):
+        folder = ROOT / "tests"
+        names = re.findall(r"`((?:tests/)?[\w/]+(?:\.py)?)`", row.rpartition(" | ")[2])
+        assert names
+        for name in names:
+            folder = (ROOT / name).parent if name.startswith("tests/") else folder
+            assert (ROOT / name if name.startswith("tests/") else folder / name).exists(), name
+
+
+def test_the_metrics_named_are_those_there_are() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    code = (ROOT / "api" / "prometheus.py").read_text()
+    assert set(re.findall(r'"(bgpo_\w+)"', code)) == {
+        name.removesuffix("_total") for name in re.findall(r"`(bgpo_\w+)`", text)
+    }
 
 
 def test_the_api_reference_is_up_to_date() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from jobs import tracing
 from jobs.log import configure_logging
 from jobs.resources import queue_names
 from jobs.settings import Settings
@@ -25,6 +26,7 @@ def main() -> None:
     """Run until told to stop."""
     settings = Settings()
     configure_logging(settings)
+    tracing.configure(settings, "bgpo-worker")
     try:
         context = WorkerContext.create(settings)
     except GpuError as error:
@@ -56,6 +58,7 @@ def main() -> None:
         reconciler.stop()
         reconciler.join()
         context.close()
+        tracing.stop()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import structlog
 
+from jobs import tracing
 from jobs.repositories import jobs
 from worker.context import WorkerContext
 from worker.fitness import fit
@@ -31,7 +34,7 @@ def run_next(context: WorkerContext) -> bool:
     with fit(context) as lock_fds:
         if lock_fds is None:
             return False
-        claimed_at = now()
+        claimed_at, began_ns = now(), time.time_ns()
         settings = context.settings
         try:
             with context.database.transaction() as session:
@@ -41,6 +44,12 @@ def run_next(context: WorkerContext) -> bool:
             return False
         if claim is None:
             return False
-        with context.activity.on(claim.job_id):
-            Supervisor(context, claim, claimed_at, lock_fds).run()
+        with (
+            context.activity.on(claim.job_id),
+            tracing.span("attempt", kind="CONSUMER", parent=claim.origin) as span,
+        ):
+            span.set(bgpo__job=claim.job_id, bgpo__attempt=claim.epoch, bgpo__worker=context.worker_id)
+            tracing.past("claim", began_ns)
+            outcome = Supervisor(context, claim, claimed_at, lock_fds).run()
+            span.set(bgpo__outcome=outcome)
         return True

@@ -52,7 +52,7 @@ class Supervisor:
             lock_fds: held locks of the accelerators, which the trainer inherits.
         """
         self._context, self._claim, self._lock_fds = context, claim, lock_fds
-        self._log = _log.bind(job_id=claim.job_id, epoch=claim.epoch)
+        self._log = _log.bind(job_id=claim.job_id, epoch=claim.epoch, **claim.origin)
         self._lease = Lease(context.database, context.settings, claim.job_id, claim.epoch, claimed_at)
         grader = claim.recipe.get("method", {}).get("grader")
         self._recorder = Recorder(context.database, claim.job_id, claim.epoch, grader)
@@ -63,16 +63,18 @@ class Supervisor:
         self._deadline = None if left is None else claimed_at + left
         self._status: int | None = None
 
-    def run(self) -> None:
-        """Run the attempt to its end and record it."""
+    def run(self) -> str:
+        """Run the attempt to its end and record it; what became of it, in words."""
         self._log.info("attempt started", worker_id=self._context.worker_id)
         self._lease.start()
         try:
             outcome = self._attempt()
             if self._settle(outcome):
-                self._log.info("attempt ended", outcome=str(outcome.state or "handed back"), status=self._status)
-            else:
-                self._log.warning("attempt abandoned: the job is not ours any more", status=self._status)
+                told = str(outcome.state or "handed back")
+                self._log.info("attempt ended", outcome=told, status=self._status)
+                return told
+            self._log.warning("attempt abandoned: the job is not ours any more", status=self._status)
+            return "abandoned"
         finally:
             self._lease.stop()
             self._workdir.remove()

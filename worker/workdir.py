@@ -28,11 +28,14 @@ class WorkDir:
         self.spec = self.path / "spec.json"
         self.log = self.path / "trainer.log"
         self.output = self.path / "output"
+        self._made_by = claim.origin.get("request_id")
 
     def create(self) -> None:
         """Make the folder; what earlier attempts of the job left on this machine goes."""
         shutil.rmtree(self._job, ignore_errors=True)
         self.path.mkdir(parents=True, mode=0o700)
+        if self._made_by is not None:  # else nobody knows which request a log found later belongs to
+            self.log.write_text(f"attempt {self.path.name} of {self._job.name}, made by {self._made_by}\n")
 
     def remove(self) -> None:
         """Delete it: everything worth keeping is in the artifact store."""

@@ -6,10 +6,11 @@ from fastapi import APIRouter
 
 from api.deps import Ctx, ReadsModels
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.models import BaseModelList, BaseModelObject, base_model_object
 from jobs.services import base_models
 
-router = APIRouter(prefix="/v1/base_models", tags=["Models"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/base_models", tags=["Models"], responses=RESPONSES, route_class=JsonRoute)
 
 
 @router.get("")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from api.deps import Ctx, ReadsModels
 from api.errors import RESPONSES
 from api.follow import MAX_WAIT_S
+from api.json_body import JsonRoute
 from api.middleware import MAX_BODY_BYTES
 from api.sandbox import SandboxCheck, SandboxState
 from bgpo.rewards.spec import AnyGraderSpec
@@ -25,7 +26,7 @@ from jobs.tables import SCHEMA
 from jobs.wire.graders import MAX_SAMPLES
 from jobs.wire.recipe import MethodType
 
-router = APIRouter(prefix="/v1", tags=["Capabilities"], responses=RESPONSES)
+router = APIRouter(prefix="/v1", tags=["Capabilities"], responses=RESPONSES, route_class=JsonRoute)
 CLIENTS = {"openai-python": ["1.109.1", "2.30.0", "3.54.0"]}
 """What the tests of the contract run with."""
 GRADERS = tuple(get_args(spec.model_fields["type"].annotation)[0] for spec in get_args(AnyGraderSpec))

@@ -21,7 +21,8 @@ from starlette.types import Receive, Scope, Send
 
 from api.completions import News, Waiters, Watch
 from api.deps import Ctx, Infers
-from api.errors import RESPONSES, ErrorEnvelope
+from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.chat import ChatCompletion, Chunks, chat_completion, event
 from jobs.context import Context
 from jobs.errors import ServiceError, TimedOut
@@ -33,10 +34,9 @@ _FIRST_S = 10.0
 _HEARTBEAT_S = 15.0
 _DESCRIBED: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-    503: {"model": ErrorEnvelope, "description": "No generator runs, or too many requests wait: `no_capacity`."},
 }
 
-router = APIRouter(prefix="/v1/chat/completions", tags=["Chat"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/chat/completions", tags=["Chat"], responses=RESPONSES, route_class=JsonRoute)
 
 
 @router.post("", response_model=ChatCompletion, responses=_DESCRIBED)

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from api.deps import Ctx, ReadsModels, WritesModels
 from api.download import object_response, tar_response
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.checkpoints import (
     CheckpointDeleted,
     CheckpointFiles,
@@ -23,7 +24,12 @@ from jobs.errors import NotFound
 from jobs.services import jobs, retention
 from jobs.wire.request import UpdateCheckpoint
 
-router = APIRouter(prefix="/v1/fine_tuning/checkpoints/{checkpoint_id}", tags=["Checkpoints"], responses=RESPONSES)
+router = APIRouter(
+    prefix="/v1/fine_tuning/checkpoints/{checkpoint_id}",
+    tags=["Checkpoints"],
+    responses=RESPONSES,
+    route_class=JsonRoute,
+)
 
 
 @router.get("")

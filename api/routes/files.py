@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from api.deps import After, Ctx, ReadsFiles, WritesFiles
 from api.download import base64_response, object_response
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.once import Once
 from api.schemas.files import FileDeleted, FileObject, FileValidation, file_object, file_validation
 from api.schemas.lists import ListOf, list_of
@@ -17,7 +18,7 @@ from api.upload import ANCHOR, SECONDS, receive_file
 from jobs.services import files
 from jobs.services.once import digest_of
 
-router = APIRouter(prefix="/v1/files", tags=["Files"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/files", tags=["Files"], responses=RESPONSES, route_class=JsonRoute)
 
 _FORM: dict[str, Any] = {
     "requestBody": {

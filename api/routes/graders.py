@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 
 from api.deps import After, Ctx, Limit, WritesGraders
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.graders import (
     GraderBatchRun,
     GraderDeleted,
@@ -23,7 +24,7 @@ from api.schemas.lists import ListOf, list_of
 from jobs.services import grader_runs, stored_graders
 from jobs.wire.graders import RunGrader, RunGraderBatch, StoreGrader, StoreGraderVersion, ValidateGrader
 
-router = APIRouter(prefix="/v1/fine_tuning", tags=["Graders"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/fine_tuning", tags=["Graders"], responses=RESPONSES, route_class=JsonRoute)
 
 Version = Annotated[int | None, Query(ge=1, description="Default: the newest.")]
 

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import After, Ctx, Limit, ReadsJobs, WritesJobs
 from api.errors import RESPONSES
 from api.follow import MAX_WAIT_S, until_over
+from api.json_body import JsonRoute
 from api.once import Once, Repeats
 from api.schemas.dry_runs import EstimateObject, ValidationObject, estimate_object, validation_object
 from api.schemas.jobs import JobDeleted, JobObject, job_object
@@ -25,7 +26,7 @@ from jobs.states import WIRE_STATUSES, State, states_of
 from jobs.tables import Job
 from jobs.wire.request import CreateJob, RetryJob, UpdateJob
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning jobs"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning jobs"], responses=RESPONSES, route_class=JsonRoute)
 _METADATA = re.compile(r"metadata\[(.+)\]")
 
 

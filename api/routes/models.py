@@ -6,10 +6,11 @@ from fastapi import APIRouter
 
 from api.deps import Ctx, ReadsModels, WritesModels
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.models import ModelDeleted, ModelList, ModelObject, model_object
 from jobs.services import tuned_models
 
-router = APIRouter(prefix="/v1/models", tags=["Models"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/models", tags=["Models"], responses=RESPONSES, route_class=JsonRoute)
 
 
 @router.get("")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from api.auth import Admin
 from api.deps import After, Ctx, Limit
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.lists import ListOf, list_of
 from api.schemas.organization import (
     AdminKeyDeleted,
@@ -37,7 +38,7 @@ from jobs.limits import ProjectLimits
 from jobs.services import audit, keys, projects
 from jobs.tenant_tables import Project
 
-router = APIRouter(prefix="/v1/organization", tags=["Organization"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/organization", tags=["Organization"], responses=RESPONSES, route_class=JsonRoute)
 Order = Annotated[Literal["asc", "desc"], Query(description="By creation time.")]
 Names = Annotated[list[str] | None, Query(max_length=100)]
 

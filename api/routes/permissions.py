@@ -12,13 +12,17 @@ from fastapi import APIRouter, Query
 from api.auth import Owner
 from api.deps import After, Ctx
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.lists import ListOf, list_of
 from api.schemas.organization import PermissionDeleted, PermissionObject, ShareCheckpoint, permission_object
 from jobs.services import permissions
 from jobs.services.paging import Page
 
 router = APIRouter(
-    prefix="/v1/fine_tuning/checkpoints/{checkpoint_id}/permissions", tags=["Checkpoints"], responses=RESPONSES
+    prefix="/v1/fine_tuning/checkpoints/{checkpoint_id}/permissions",
+    tags=["Checkpoints"],
+    responses=RESPONSES,
+    route_class=JsonRoute,
 )
 
 

@@ -14,6 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from api.deps import After, Ctx, Limit, ReadsJobs
 from api.errors import RESPONSES
 from api.follow import stream
+from api.json_body import JsonRoute
 from api.metrics import Format, metrics_response
 from api.schemas.attempts import AttemptObject, attempt_object
 from api.schemas.checkpoints import CheckpointObject, checkpoint_object
@@ -28,6 +29,7 @@ from api.schemas.jobs import (
 )
 from api.schemas.lists import ListOf, list_of
 from api.stream import events_behind, logs_behind, metrics_behind
+from api.streams import OneStream
 from jobs.errors import InvalidRequest
 from jobs.repositories.events import LEVELS, Level
 from jobs.repositories.logs import KEPT
@@ -35,7 +37,12 @@ from jobs.repositories.metrics import Selection
 from jobs.services import jobs, logs
 from jobs.services.metric_series import series
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Progress"], responses=RESPONSES)
+router = APIRouter(
+    prefix="/v1/fine_tuning/jobs/{job_id}",
+    tags=["Progress"],
+    responses=RESPONSES,
+    route_class=JsonRoute,
+)
 _SAMPLE_ID = re.compile(r"(\d{1,15})\.(train|validation)\.(\d{1,15})")
 Split = Literal["train", "validation"]
 
@@ -64,7 +71,7 @@ Start = Annotated[int, Depends(_stream_start)]
 
 @router.get("/events/stream", response_class=EventSourceResponse)
 async def stream_events(
-    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Start
+    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Start, _: OneStream
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow the events as server-sent events, oldest first; `[DONE]` ends the stream when the job is over.
 
@@ -77,7 +84,7 @@ async def stream_events(
 
 @router.get("/metrics/stream", response_class=EventSourceResponse)
 async def stream_metrics(
-    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Start
+    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Start, _: OneStream
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow the metrics as server-sent events, each a `MetricsPoint`; `[DONE]` ends the stream when the job is over.
 
@@ -186,7 +193,12 @@ def _log_start(
 
 @router.get("/logs/stream", response_class=EventSourceResponse)
 async def stream_logs(
-    job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Annotated[int, Depends(_log_start)]
+    job_id: str,
+    request: Request,
+    ctx: Ctx,
+    project: ReadsJobs,
+    start: Annotated[int, Depends(_log_start)],
+    _: OneStream,
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow what the job's trainers print as server-sent events; reconnecting is as for `/events/stream`."""
     state = request.app.state

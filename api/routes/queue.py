@@ -7,10 +7,11 @@ from fastapi import APIRouter
 from api.auth import Admin
 from api.deps import Ctx, ReadsJobs
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.queue import QueueObject, WorkerList, queue_object, worker_object
 from jobs.services import queue
 
-router = APIRouter(prefix="/v1", tags=["Queue"], responses=RESPONSES)
+router = APIRouter(prefix="/v1", tags=["Queue"], responses=RESPONSES, route_class=JsonRoute)
 
 
 @router.get("/fine_tuning/queue")

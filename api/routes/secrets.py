@@ -6,11 +6,12 @@ from fastapi import APIRouter
 
 from api.deps import Ctx, WritesGraders
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.graders import SecretDeleted, SecretList, SecretObject, secret_object
 from jobs.services import secrets
 from jobs.wire.graders import StoreSecret
 
-router = APIRouter(prefix="/v1/fine_tuning/secrets", tags=["Secrets"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/fine_tuning/secrets", tags=["Secrets"], responses=RESPONSES, route_class=JsonRoute)
 
 
 @router.post("")

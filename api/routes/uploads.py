@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import Ctx, WritesFiles
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.multipart import drain_refused
 from api.once import Once
 from api.schemas.files import PartObject, UploadObject, part_object, upload_object
@@ -18,7 +19,7 @@ from jobs.services import uploads
 from jobs.services.once import digest_of
 from jobs.wire.uploads import CompleteUpload, CreateUpload
 
-router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], responses=RESPONSES, route_class=JsonRoute)
 
 _FORM: dict[str, Any] = {
     "requestBody": {

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Query
 
 from api.deps import Ctx, ReadsJobs
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.usage import QuotaObject, UsageObject, quota_object, usage_object
 from jobs.services import quotas, usage
 
-router = APIRouter(prefix="/v1", tags=["Usage"], responses=RESPONSES)
+router = APIRouter(prefix="/v1", tags=["Usage"], responses=RESPONSES, route_class=JsonRoute)
 _LATEST = 4_102_444_800  # 2100
 Time = Annotated[int | None, Query(ge=0, le=_LATEST, description="Unix seconds.")]
 

@@ -6,10 +6,16 @@ from fastapi import APIRouter
 
 from api.deps import Ctx, ReadsJobs, WritesJobs
 from api.errors import RESPONSES
+from api.json_body import JsonRoute
 from api.schemas.webhooks import WebhookDeliveries, WebhookDeliveryObject, webhook_delivery
 from jobs.services import webhooks
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/webhook_deliveries", tags=["Webhooks"], responses=RESPONSES)
+router = APIRouter(
+    prefix="/v1/fine_tuning/jobs/{job_id}/webhook_deliveries",
+    tags=["Webhooks"],
+    responses=RESPONSES,
+    route_class=JsonRoute,
+)
 
 
 @router.get("")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,6 +43,8 @@ class Claim:
     """The checkpoint whose weights it starts from instead of the base model's."""
     oom_step: int | None = None
     """Step at which an earlier attempt ran out of memory and since which no checkpoint was made."""
+    origin: dict[str, str] = field(default_factory=dict)
+    """The request that made the job, see `jobs.origin`."""
 
 
 def claim(session: Session, job_id: str, worker_id: str, lease_s: float, *, host: str | None = None) -> Claim | None:
@@ -83,8 +85,8 @@ def _take(session: Session, job_id: str, worker_id: str, lease_s: float, host: s
     started = {"started_at": sa.func.coalesce(Job.started_at, now()), "epoch": Job.epoch + 1, "phase": None}
     if not move(session, job_id, State.RUNNING, Actor.WORKER, *queue.ready(), **lease, **started):
         return None
-    row = sa.select(Job, attempts.runtime_s()).where(Job.id == job_id)
-    job, runtime_s = session.execute(row.execution_options(populate_existing=True)).one()
+    row = sa.select(Job, attempts.runtime_s(), events.origin()).where(Job.id == job_id)
+    job, runtime_s, origin = session.execute(row.execution_options(populate_existing=True)).one()
     ooms = attempts.oom_steps(session, job_id) if job.epoch > 1 else []
     attempts.add(session, job_id, job.epoch, worker_id, host)
     message = "Fine-tuning job started" if job.epoch == 1 else f"Fine-tuning job continues, attempt {job.epoch}"
@@ -107,4 +109,5 @@ def _take(session: Session, job_id: str, worker_id: str, lease_s: float, host: s
         runtime_left_s=None if job.max_runtime_s is None else max(job.max_runtime_s - runtime_s, 0.0),
         start_checkpoint_id=job.start_checkpoint_id,
         oom_step=ooms[0] if ooms else None,
+        origin=origin or {},
     )

@@ -70,6 +70,12 @@ def _being_cancelled(session: Session, job_id: str, epoch: int) -> bool:
     return session.scalar(sa.select(Job.id).where(*where)) is not None
 
 
+def origin() -> sa.ScalarSelect[Any]:
+    """The data of the first event of the enclosing query's job: which request made it (`jobs.origin`)."""
+    first = sa.select(Event.data).where(Event.job_id == Job.id, Event.seq == 1)
+    return first.correlate(Job).scalar_subquery()
+
+
 def page(session: Session, job_id: str, *, before_seq: int | None, limit: int) -> list[Event]:
     """Up to `limit` events, newest first, older than `before_seq`."""
     statement = sa.select(Event).where(Event.job_id == job_id).order_by(Event.seq.desc()).limit(limit)

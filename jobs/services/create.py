@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from jobs import origin as origin_of
 from jobs.context import Context
 from jobs.errors import InvalidRequest
 from jobs.ids import JOB, new_id, short
@@ -87,8 +88,8 @@ def enter_queue(session: Session, job: Job, origin: str | None = None, notes: Se
     """
     stored_secrets.hold(session, job.project_id, job.recipe)
     job_rows.insert(session, job)
-    told: list[Note] = [("info", f"Created fine-tuning job: {job.id}")]
-    told += [("info", origin)] if origin is not None else []
+    events.append(session, job.id, None, "info", f"Created fine-tuning job: {job.id}", data=origin_of.current())
+    told: list[Note] = [("info", origin)] if origin is not None else []
     told += [("info", f"Validating training file: {job.training_file}"), *notes]
     for level, message in [*told, ("info", "Files validated, moving job to queued state")]:
         events.append(session, job.id, None, level, message)

@@ -43,6 +43,14 @@ class TestClaim:
         assert left is not None
         assert 50 < left <= 60
 
+    def test_tells_which_request_made_the_job(self, db: Database, make_job: Make) -> None:
+        known, unknown = make_job(), make_job()
+        with db.transaction() as session:
+            events.append(session, known, None, "info", "Created", data={"request_id": "req_1"})
+            events.append(session, known, None, "info", "later", data={"request_id": "req_2"})
+            found = [jobs.claim(session, job_id, "worker-1", 60) for job_id in (known, unknown)]
+        assert [claim.origin for claim in found if claim is not None] == [{"request_id": "req_1"}, {}]
+
     @pytest.mark.parametrize(
         "values",
         [{"state": "running"}, {"state": "paused"}, {"state": "failed"}, {"desired": "pause"}, {"not_before": 4e9}],

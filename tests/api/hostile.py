@@ -1,0 +1,31 @@
+"""A service that hostile requests are sent to, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+
+def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.fixture
+def hostile(start_service: Callable[..., Any], caplog: Any, capsys: Any) -> Iterator[Any]:
+    """A service that must have lost nothing and broken nowhere when the test is over."""
+    service = start_service(request_timeout_s=1, max_file_bytes=1 << 20)
+    yield service
+    with service.http() as http:
+        assert http.get("/readyz").json()["checks"]["database"] == "ok"
+        assert http.get("/v1/files").status_code == 200
+    assert list(service.ctx.settings.scratch.iterdir()) == []
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+    out = capsys.readouterr()
+    assert "Traceback" not in out.out + out.err
+    assert "request.failed" not in out.out + out.err
