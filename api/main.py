@@ -35,6 +35,7 @@ from api.routes import (
     secrets,
     uploads,
     usage,
+    webhook_endpoints,
     webhooks,
 )
 from api.sandbox import SandboxCheck
@@ -85,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         graders,
         secrets,
         webhooks,
+        webhook_endpoints,
         queue,
         models,
         base_models,
