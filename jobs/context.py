@@ -12,7 +12,7 @@ from jobs.services.models import Catalog
 from jobs.settings import Settings
 from jobs.slots import Slots
 
-_WEBHOOK_TESTS = 8
+WEBHOOK_TESTS = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Context:
             bell=CompletionBell(settings.redis_url.get_secret_value()),
             catalog=Catalog(settings.model_root),
             grader_slots=Slots(settings.grader_runs, "graders"),
-            webhook_slots=Slots(_WEBHOOK_TESTS, "webhook tests"),
+            webhook_slots=Slots(WEBHOOK_TESTS, "webhook tests"),
         )
 
     def close(self) -> None:

@@ -48,8 +48,8 @@ class Due:
 def enqueue(session: Session, job_id: str) -> None:
     """Write the webhooks of a job that is over, in the transaction that ends it; for others this does nothing.
 
-    Over means what clients see: a job whose worker is still to stop is cancelled for them, and the second call, when
-    the worker has stopped, adds nothing.
+    Over means what clients see: a job whose worker is still to stop is cancelled for them. Each end is told once,
+    however often this is called.
     """
     columns = (Job.project_id, Job.state, Job.webhook_url)
     project_id, state, url = session.execute(sa.select(*columns).where(Job.id == job_id)).one()

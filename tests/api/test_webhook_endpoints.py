@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Callable
 from typing import Any, get_args
 
 import openai
 import pytest
 
+from jobs.context import WEBHOOK_TESTS
 from jobs.services.webhook_endpoints import MAX_ENDPOINTS
 from jobs.services.webhooks import deliver_due
 from jobs.webhooks import EventType
@@ -207,6 +209,19 @@ def test_trying_out_without_an_answer(hooked: Service) -> None:
     assert answer["error"]["message"].endswith("could not be reached: it refused the connection.")
     code, answer = call(hooked, "POST", f"/{endpoint_id}/test", {"event_type": "batch.failed"})
     assert (code, *param_and_code(answer)) == (400, "event_type", "invalid_value")
+
+
+def test_so_many_are_tried_out_at_a_time(hooked: Service) -> None:
+    endpoint_id, end = make(hooked)["id"], threading.Event()
+    for _ in range(WEBHOOK_TESTS):
+        with pytest.raises(TimeoutError):
+            hooked.ctx.webhook_slots.run(end.wait, within_s=0)
+    with hooked.http() as http:
+        response = http.post(f"{URL}/{endpoint_id}/test", json={"event_type": FAILED})
+    end.set()
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "busy")
+    assert "webhook tests" in response.json()["error"]["message"]
+    assert int(response.headers["retry-after"]) > 0
 
 
 def test_trying_out_keeps_the_rules_of_egress(start_service: Callable[..., Service], sqlite_url: str) -> None:

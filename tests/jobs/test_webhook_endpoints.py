@@ -271,12 +271,13 @@ def test_an_end_waits_for_a_deletion_under_way(ctx: Context, make_job: Make, mak
     assert found.state == State.CANCELLED
 
 
-def test_contenders_for_the_end_make_one_row_for_each_endpoint(
+def test_an_end_is_told_once_to_the_endpoints_there_were(
     ctx: Context, make_running: Callable[..., jobs.Claim], make_endpoint: MakeEndpoint
 ) -> None:
     made = {make_endpoint().endpoint.id for _ in range(2)}
     claim = make_running()
     cancel(ctx, claim.job_id)
+    make_endpoint()  # after the end that clients see
     with ctx.db.transaction() as session:
         jobs.finish(session, claim.job_id, claim.epoch, State.CANCELLED)
     rows = deliveries(ctx, claim.job_id)
