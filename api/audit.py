@@ -38,6 +38,7 @@ _DONE = {
     "resume": "resumed",
     "retry": "retried",
     "rotate": "rotated",
+    "test": "tested",
     "update": "updated",
 }
 

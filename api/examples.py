@@ -18,7 +18,7 @@ TAGS = {
     "Checkpoints": "Weights of a job at a step: describe, pin, download, share, delete.",
     "Graders": "Try, check and store what gives rewards.",
     "Secrets": "Values that graders need and nobody is shown.",
-    "Webhooks": "Deliveries of a job's webhooks.",
+    "Webhooks": "Endpoints that are told how jobs end, and what was delivered.",
     "Queue": "Places, reasons and workers.",
     "Models": "Base models and results of jobs.",
     "Chat": "Answers of base models, tuned models and checkpoints.",

@@ -38,6 +38,7 @@ from api.routes import (
     secrets,
     uploads,
     usage,
+    webhook_endpoints,
     webhooks,
 )
 from api.sandbox import SandboxCheck
@@ -88,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         graders,
         secrets,
         webhooks,
+        webhook_endpoints,
         queue,
         models,
         base_models,

@@ -122,6 +122,37 @@ class Service:
         """Delete a secret."""
         self._json("DELETE", f"fine_tuning/secrets/{quote(name, safe='')}")
 
+    def webhook_event_types(self) -> list[str]:
+        """All types of events."""
+        found: list[str] = self._json("GET", "webhook_event_types")["data"]
+        return found
+
+    def create_webhook_endpoint(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make a webhook endpoint; the answer has its secret."""
+        return self._json("POST", "webhook_endpoints", json=body)
+
+    def webhook_endpoints(self) -> list[dict[str, Any]]:
+        """All webhook endpoints, newest first: a project has fewer than a page holds."""
+        found: list[dict[str, Any]] = self._json("GET", "webhook_endpoints", params={"limit": 100})["data"]
+        return found
+
+    def update_webhook_endpoint(self, endpoint_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Change what the body names, unless it is null."""
+        return self._json("POST", _endpoint(endpoint_id), json=body)
+
+    def rotate_webhook_secret(self, endpoint_id: str, *, keep_old: bool) -> dict[str, Any]:
+        """Another secret, which is in the answer."""
+        body = {"keep_old_secret_active_for_24_hours": keep_old}
+        return self._json("POST", f"{_endpoint(endpoint_id)}/rotate_secret", json=body)
+
+    def test_webhook_endpoint(self, endpoint_id: str, event_type: str) -> dict[str, Any]:
+        """Send one event now."""
+        return self._json("POST", f"{_endpoint(endpoint_id)}/test", json={"event_type": event_type})
+
+    def delete_webhook_endpoint(self, endpoint_id: str) -> None:
+        """Delete a webhook endpoint."""
+        self._json("DELETE", _endpoint(endpoint_id))
+
     def metrics(self, job_id: str, since_step: int = 0) -> list[Point]:
         """The job's values from a step on."""
         page = self._json("GET", f"fine_tuning/jobs/{job_id}/metrics", params={"since_step": since_step})
@@ -221,3 +252,7 @@ def _failure(response: httpx2.Response) -> CliError:
     except (json.JSONDecodeError, KeyError, TypeError):  # not ours: a proxy's page
         return CliError(f"the service answered {response.status_code}: {response.text[:200]}")
     return CliError(f"{message} (status {response.status_code}, code {code})", param=param)
+
+
+def _endpoint(endpoint_id: str) -> str:
+    return f"webhook_endpoints/{quote(endpoint_id, safe='')}"

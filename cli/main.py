@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import admin, chat, checkpoints, doctor, dry_runs, files, graders, job, jobs, local, queue
+from cli.commands import admin, chat, checkpoints, doctor, dry_runs, files, graders, job, jobs, local, queue, webhooks
 
 __all__ = [  # importing them adds their commands
     "admin",
@@ -18,6 +18,7 @@ __all__ = [  # importing them adds their commands
     "jobs",
     "local",
     "queue",
+    "webhooks",
 ]
 
 if __name__ == "__main__":

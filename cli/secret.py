@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import secrets
 from pathlib import Path
 
+from bgpo.egress.signing import new_secret
+
 FILE = "webhook_secret"
-_BYTES = 32
 
 
 def webhook_secret(home: Path) -> str:
@@ -17,9 +16,8 @@ def webhook_secret(home: Path) -> str:
     if not path.exists():
         unfinished = path.with_suffix(".tmp")
         unfinished.unlink(missing_ok=True)
-        text = "whsec_" + base64.b64encode(secrets.token_bytes(_BYTES)).decode()
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text + "\n")
+            file.write(new_secret() + "\n")
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(path)

@@ -12,6 +12,8 @@ from jobs.services.models import Catalog
 from jobs.settings import Settings
 from jobs.slots import Slots
 
+WEBHOOK_TESTS = 8
+
 
 @dataclass(frozen=True)
 class Context:
@@ -25,6 +27,8 @@ class Context:
     catalog: Catalog
     grader_slots: Slots
     """Graders that this process runs."""
+    webhook_slots: Slots
+    """Webhook endpoints that this process tries out."""
 
     @classmethod
     def open(cls, settings: Settings) -> Context:
@@ -37,7 +41,8 @@ class Context:
             doorbell=Doorbell(settings.redis_url.get_secret_value()),
             bell=CompletionBell(settings.redis_url.get_secret_value()),
             catalog=Catalog(settings.model_root),
-            grader_slots=Slots(settings.grader_runs),
+            grader_slots=Slots(settings.grader_runs, "graders"),
+            webhook_slots=Slots(WEBHOOK_TESTS, "webhook tests"),
         )
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     max_gpus: int = Field(8, ge=1, description="Accelerators one job may ask for.")
 
     webhook_secret: SecretStr | None = Field(
-        None, description="`whsec_` + base64; a second one behind a space. None = no webhooks."
+        None, description="Of webhooks to URLs of jobs: `whsec_` + base64, a second one behind a space."
     )
     webhook_allow_private: bool = Field(False, description="Webhooks may go to http:// and private addresses.")
     webhook_timeout_s: float = Field(10, gt=0, description="Of one try, from resolving the name to the answer.")

@@ -28,10 +28,15 @@ class Busy(Unavailable):
 
 
 class Slots:
-    """So many pieces of work at a time."""
+    """So many pieces of work at a time.
 
-    def __init__(self, count: int) -> None:
+    Args:
+        kind: what the pieces are, in the plural, for whoever gets none.
+    """
+
+    def __init__(self, count: int, kind: str) -> None:
         self._free = threading.BoundedSemaphore(count)
+        self._kind = kind
 
     def run(self, work: Callable[[], _T], *, within_s: float, wait_s: float = 0.0) -> _T:
         """The result of `work`, which runs in a thread of its own.
@@ -45,7 +50,7 @@ class Slots:
             TimeoutError: it is not finished in time.
         """
         if not self._free.acquire(timeout=wait_s):
-            raise Busy("As many graders run here as may at once: try again in a moment.")
+            raise Busy(f"As many {self._kind} run here as may at once: try again in a moment.")
         results: queue.SimpleQueue[tuple[_T | None, BaseException | None]] = queue.SimpleQueue()
 
         def target() -> None:
@@ -56,7 +61,7 @@ class Slots:
             finally:
                 self._free.release()
 
-        threading.Thread(target=target, name="grader", daemon=True).start()
+        threading.Thread(target=target, name=self._kind, daemon=True).start()
         try:
             result, problem = results.get(timeout=within_s)
         except queue.Empty:

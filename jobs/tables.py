@@ -2,7 +2,7 @@
 
 Every table that belongs to a user carries or reaches a `project_id`. Schema changes go through `migrations/`; a test
 holds that the migrations produce exactly these tables. Tenants, their keys and the audit log: `jobs.tenant_tables`;
-uploads in parts, and requests that make something once: `jobs.request_tables`.
+uploads in parts, and requests that make something once: `jobs.request_tables`; webhooks: `jobs.webhook_tables`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,20 @@ from sqlalchemy.orm import Mapped, mapped_column
 from jobs.base import Base
 from jobs.request_tables import Part, RequestRow, Upload  # importing it declares its tables
 from jobs.tenant_tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT  # importing it declares its tables, too
+from jobs.webhook_tables import Delivery, WebhookEndpoint  # importing it declares its tables
 
-__all__ = ["DEFAULT_ORGANIZATION", "DEFAULT_PROJECT", "SCHEMA", "Base", "Part", "RequestRow", "Upload"]
-SCHEMA = "0007"
+__all__ = [
+    "DEFAULT_ORGANIZATION",
+    "DEFAULT_PROJECT",
+    "SCHEMA",
+    "Base",
+    "Delivery",
+    "Part",
+    "RequestRow",
+    "Upload",
+    "WebhookEndpoint",
+]
+SCHEMA = "0008"
 """The newest migration."""
 
 
@@ -289,29 +300,6 @@ class Worker(Base):
     version: Mapped[str]
     started_at: Mapped[float]
     last_seen: Mapped[float]
-
-
-class Delivery(Base):
-    """One webhook to be delivered: the outbox. Written in the transaction that ends the job."""
-
-    __tablename__ = "webhook_deliveries"
-    __table_args__ = (sa.Index(None, "state", "next_at"), sa.UniqueConstraint("job_id", "type"))
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    """`evt_...`: the event's id, and the webhook-id header of every try."""
-    project_id: Mapped[str]
-    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"))
-    type: Mapped[str]
-    """fine_tuning.job.succeeded, .failed or .cancelled."""
-    url: Mapped[str]
-    created_at: Mapped[float]
-    state: Mapped[str]
-    """pending, delivered or dead."""
-    attempts: Mapped[int]
-    next_at: Mapped[float]
-    last_status: Mapped[int | None]
-    last_error: Mapped[str | None]
-    delivered_at: Mapped[float | None]
 
 
 class Secret(Base):

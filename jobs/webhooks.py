@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from typing import Literal
 
 from bgpo.egress import retry_after_s
 
+EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+"""What is told."""
 RETRY_DELAYS_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 12 * 3600.0)
 """Waits after the first try, the second, ...; after one try more than there are waits the delivery is dead."""
 JITTER = 0.2

@@ -18,6 +18,7 @@ class WebhookDeliveryObject(Listed):
     object: Literal["fine_tuning.job.webhook_delivery"] = "fine_tuning.job.webhook_delivery"
     created_at: int
     type: str = Field(examples=["fine_tuning.job.succeeded"])
+    webhook_endpoint_id: str | None = Field(description="Where it goes; null = to the job's `rl.webhook_url`.")
     state: Literal["pending", "delivered", "dead"] = Field(description="dead = not tried any more.")
     attempts: int = Field(description="Tries so far.")
     last_status: int | None = Field(description="HTTP status of the last answer; null when none came.")
@@ -35,11 +36,12 @@ class WebhookDeliveries(BaseModel):
 
 
 def webhook_delivery(row: Delivery) -> WebhookDeliveryObject:
-    """A row as the wire has it; the URL stays with the job."""
+    """A row as the wire has it; the URL stays with the job or the endpoint."""
     shown = {name: getattr(row, name) for name in ("id", "type", "state", "attempts", "last_status", "last_error")}
     return WebhookDeliveryObject.model_validate(
         shown
         | {
+            "webhook_endpoint_id": row.endpoint_id,
             "created_at": int(row.created_at),
             "next_at": int(row.next_at) if row.state == "pending" else None,
             "delivered_at": None if row.delivered_at is None else int(row.delivered_at),

@@ -8,9 +8,16 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import secrets
 
 _PREFIX = "whsec_"
 _KEY_BYTES = range(24, 65)
+_NEW_KEY_BYTES = 32
+
+
+def new_secret() -> str:
+    """A secret nobody can guess."""
+    return _PREFIX + base64.b64encode(secrets.token_bytes(_NEW_KEY_BYTES)).decode()
 
 
 def keys(text: str) -> list[bytes]:

@@ -19,8 +19,9 @@ from jobs.tables import Job
 def move(
     session: Session, job_id: str, target: State, actor: Actor, *where: sa.ColumnElement[bool], **values: Any
 ) -> bool:
-    """The one conditional UPDATE that changes a job's state; with an end goes its webhook."""
-    statement = sa.update(Job).where(Job.id == job_id, Job.state.in_(sources(target, actor)), *where)
+    """The one conditional UPDATE that changes a job's state; with an end go its webhooks."""
+    before = sources(target, actor)
+    statement = sa.update(Job).where(Job.id == job_id, Job.state.in_(before), *where)
     if target in TERMINAL:
         values = {"finished_at": sa.func.coalesce(Job.finished_at, now()), **values}
     if target not in ACTIVE:
@@ -28,7 +29,8 @@ def move(
     statement = statement.values(state=target, **values).execution_options(synchronize_session=False)
     if session.scalar(statement.returning(Job.id)) is None:
         return False
-    if target in TERMINAL or target == State.CANCELLING:  # clients see `cancelled` already
+    told = before == {State.CANCELLING}  # clients saw `cancelled` from then on
+    if (target in TERMINAL or target == State.CANCELLING) and not told:
         webhooks.enqueue(session, job_id)
     return True
 

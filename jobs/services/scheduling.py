@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bgpo.egress import EgressRefused, check_url
 from jobs.context import Context
 from jobs.errors import InvalidRequest
+from jobs.services import webhook_requests
 from jobs.tables import Job
 from jobs.wire.request import PRIORITIES, PriorityName, Scheduling
 
@@ -40,12 +40,4 @@ def check_webhook(ctx: Context, url: str | None) -> None:
         return
     if ctx.settings.webhook_secret is None:
         raise InvalidRequest(f"{param}: this service sends no webhooks: it has no BGPO_WEBHOOK_SECRET.", param)
-    try:
-        check_url(
-            url,
-            allow_private=ctx.settings.webhook_allow_private,
-            ports=ctx.settings.egress_ports,
-            hosts=ctx.settings.egress_hosts,
-        )
-    except EgressRefused as refused:
-        raise InvalidRequest(f"{param}: {refused.message}", param, refused.code) from refused
+    webhook_requests.check(ctx.settings, url, param)

@@ -12,15 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from bgpo.egress import Egress, EgressFailed, EgressRefused, Limits
-from bgpo.egress.signing import headers, keys
+from bgpo.egress import EgressFailed, EgressRefused
+from bgpo.egress.signing import keys
 from jobs.context import Context
 from jobs.db import Database
-from jobs.errors import InvalidState, NotFound
+from jobs.errors import InvalidRequest, InvalidState, NotFound
 from jobs.repositories import events, job_rows, webhooks
 from jobs.repositories.webhooks import Due
+from jobs.services import webhook_secrets
+from jobs.services.webhook_requests import Sender
 from jobs.settings import Settings
 from jobs.tables import Delivery
+from jobs.vault import Undecryptable
 from jobs.webhooks import body, retry_in
 
 PARALLEL = 8
@@ -34,17 +37,15 @@ def deliver_due(settings: Settings, database: Database) -> int:
     """Send the webhooks that are due; returns the number of tries.
 
     Any number of processes may do so at once. Takes at most about twice `webhook_timeout_s`; what is then still due is
-    left for the next call.
+    left for the next call. Without a secret of the installation, what goes to URLs of jobs is left as it is.
     """
-    if settings.webhook_secret is None:
-        return 0
     with database.read() as session:
-        due = webhooks.count_due(session, PARALLEL)
+        due = webhooks.count_due(session, PARALLEL, own=settings.webhook_secret is not None)
     if not due:
         return 0
-    sender = _Sender(settings, database, keys(settings.webhook_secret.get_secret_value()))
+    deliverer = _Deliverer(settings, database)
     with ThreadPoolExecutor(due, thread_name_prefix="webhooks") as pool:
-        return sum(pool.map(lambda _: sender.run(), range(due)))
+        return sum(pool.map(lambda _: deliverer.run(), range(due)))
 
 
 def of_job(ctx: Context, project_id: str, job_id: str) -> Sequence[Delivery]:
@@ -69,23 +70,21 @@ def redeliver(ctx: Context, project_id: str, job_id: str, delivery_id: str) -> D
     return delivery
 
 
-class _Sender:
+class _Deliverer:
     """One call's work; its threads share it."""
 
-    def __init__(self, settings: Settings, database: Database, signing_keys: list[bytes]) -> None:
-        self._database, self._keys = database, signing_keys
-        self._timeout_s = settings.webhook_timeout_s
-        self._until = time.monotonic() + self._timeout_s
-        self._egress = Egress(
-            allow_private=settings.webhook_allow_private, ports=settings.egress_ports, hosts=settings.egress_hosts
-        )
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings, self._database, self._sender = settings, database, Sender(settings)
+        secret = settings.webhook_secret
+        self._own_keys = [] if secret is None else keys(secret.get_secret_value())
+        self._until = time.monotonic() + settings.webhook_timeout_s
 
     def run(self) -> int:
         """One try after the other, until none is due or the time is over; returns how many."""
-        tries = 0
+        tries, lease_s = 0, self._settings.webhook_timeout_s + _SLACK_S
         while time.monotonic() < self._until:
             with self._database.transaction() as session:
-                due = webhooks.claim_due(session, self._timeout_s + _SLACK_S)
+                due = webhooks.claim_due(session, lease_s, own=bool(self._own_keys))
             if due is None:
                 break
             self._send(due)
@@ -94,14 +93,15 @@ class _Sender:
 
     def _send(self, due: Due) -> None:
         content = body(due.id, due.type, due.created_at, due.job_id)
-        limits = Limits(read_s=self._timeout_s, total_s=self._timeout_s, max_bytes=1 << 14)
-        given = headers(due.id, due.sent_at, content, self._keys)
         try:
-            reply = self._egress.request("POST", due.url, headers=given, content=content, limits=limits)
+            reply = self._sender.post(due.url, due.id, due.sent_at, content, self._keys(due))
         except EgressRefused as refused:
             self._failed(due, None, f"the URL {refused.message}")
         except EgressFailed as failed:
             self._failed(due, None, failed.message)
+        except (Undecryptable, InvalidRequest) as error:
+            _log.error("webhook could not be signed", delivery_id=due.id, error=str(error))
+            self._failed(due, None, "the service cannot read the endpoint's signing secret: rotate it")
         except Exception:  # boundary of one delivery: a fault of ours must neither repeat for ever nor stop the others
             _log.exception("webhook could not be sent", delivery_id=due.id)
             self._failed(due, None, "the service failed to send it")
@@ -110,6 +110,11 @@ class _Sender:
                 self._delivered(due, reply.status)
             else:
                 self._failed(due, reply.status, _meaning(reply.status), reply.headers.get("retry-after"))
+
+    def _keys(self, due: Due) -> list[bytes]:
+        if due.endpoint_id is None:
+            return self._own_keys
+        return webhook_secrets.opened(self._settings, due.project_id, due.endpoint_id, due.secrets)
 
     def _delivered(self, due: Due, status: int) -> None:
         with self._database.transaction() as session:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from api.auth import PUBLIC
 from api.main import create_app
 from jobs.db import now
-from jobs.ids import AUDIT, CHECKPOINT, FILE, GRADER, JOB, PERMISSION, PROJECT, UPLOAD, WEBHOOK, new_id
+from jobs.ids import AUDIT, CHECKPOINT, ENDPOINT, FILE, GRADER, JOB, PERMISSION, PROJECT, UPLOAD, WEBHOOK, new_id
 from jobs.scopes import SCOPES
 from jobs.settings import Settings
 from jobs.tenant_tables import ApiKey
@@ -33,6 +33,7 @@ UNKNOWN = {
     "checkpoint_id": new_id(CHECKPOINT),
     "permission_id": new_id(PERMISSION),
     "delivery_id": new_id(WEBHOOK),
+    "webhook_endpoint_id": new_id(ENDPOINT),
     "grader_id": new_id(GRADER),
     "project_id": new_id(PROJECT),
     "key_id": "key_00000000",
@@ -199,12 +200,15 @@ class TestForeignIds:
             permission = http.post(url, json={"project_ids": [other]}).json()["data"][0]["id"]
             announced = {"bytes": 1, "filename": "x", "mime_type": "text/plain", "purpose": "batch"}
             upload_id = http.post("/v1/uploads", json=announced).json()["id"]
+            hook = {"name": "h", "url": "https://x.example/", "event_types": ["fine_tuning.job.failed"]}
+            endpoint_id = http.post("/v1/webhook_endpoints", json=hook).json()["id"]
         ids = {
             "file_id": tenants.upload(key),
             "upload_id": upload_id,
             "job_id": job_id,
             "checkpoint_id": checkpoint_id,
             "permission_id": permission,
+            "webhook_endpoint_id": endpoint_id,
         }
         return key, UNKNOWN | ids
 
@@ -268,6 +272,8 @@ def _body(operation: dict[str, Any], tenants: Tenants) -> dict[str, Any]:
         return {"json": {"part_ids": ["part_0"]}}
     if name.startswith("update_checkpoint"):
         return {"json": {"pinned": True}}
+    if name.startswith("test_webhook_endpoint"):
+        return {"json": {"event_type": "fine_tuning.job.failed"}}
     if name.startswith("create_grader_version"):
         grader = {"type": "string_check", "name": "g", "operation": "eq", "input": "a", "reference": "a"}
         return {"json": {"grader": grader}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from jobs.ids import FILE, new_id
 from jobs.repositories import events, files
 from jobs.repositories.jobs import Claim, JobError
 from jobs.tables import DEFAULT_PROJECT
+from tests.jobs.receivers import OK, Receiver, receiver, saying
 from tests.service import Service
 
 
@@ -32,6 +34,12 @@ class Steps:
     _claims: dict[str, Claim] = field(default_factory=dict)
     _end: threading.Event = field(default_factory=threading.Event)
     _full: Service | None = None
+    _hooked: tuple[Service, Receiver] | None = None
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def close(self) -> None:
+        """Stop what no step stops."""
+        self._open.close()
 
     def claim(self, job: str) -> None:
         """A worker takes the job."""
@@ -96,6 +104,20 @@ class Steps:
             made = http.post("/v1/organization/projects", json={"name": "other"})
         assert made.status_code == 200, made.text
         return str(made.json()["id"])
+
+    def receiver(self) -> dict[str, str]:
+        """A receiver of webhooks on loopback, and another service, which may send there."""
+        if self._hooked is None:
+            server = self._open.enter_context(receiver(saying(OK)))
+            self._hooked = self.start(webhook_allow_private=True, home=self.folder / "hooked"), server
+        service, server = self._hooked
+        return {"service": service.url, "url": f"http://127.0.0.1:{server.port}/"}
+
+    def received(self) -> dict[str, Any]:
+        """What the receiver got last."""
+        assert self._hooked is not None
+        request = self._hooked[1].requests[-1]
+        return {"body": request.body.decode(), "headers": request.headers}
 
     def webhook(self, type: str, job: str) -> dict[str, Any]:
         """A webhook as it is delivered now, and the secret it is signed with."""

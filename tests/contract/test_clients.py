@@ -26,7 +26,7 @@ from tests.service import services
 
 pytestmark = pytest.mark.timeout(300)  # making an environment counts with the first test that uses it
 FEATURES: frozenset[str] = frozenset(
-    {"expires_after", "inference", "permissions", "result_files", "retries", "uploads"}
+    {"expires_after", "inference", "permissions", "result_files", "retries", "uploads", "webhook_endpoints"}
 )
 """What the service has; a check that needs another is left out."""
 CLIENTS = [(release, mode) for release in RELEASES for mode in ("sync", "async")]
@@ -99,6 +99,7 @@ def client(
         process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True))
         stack.callback(process.kill)
         client = Client(process, Steps(start(max_queued_jobs=10_000), start, folder, chat))
+        stack.callback(client.steps.close)
         assert ".".join(map(str, client.hear()["version"])) == release
         yield client
 

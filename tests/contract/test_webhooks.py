@@ -17,6 +17,7 @@ from typing import Any
 import openai
 import pytest
 
+from jobs.services.webhook_endpoints import MAX_ENDPOINTS
 from jobs.services.webhooks import deliver_due
 from jobs.settings import Settings
 from jobs.webhooks import RETRY_DELAYS_S
@@ -34,6 +35,7 @@ def test_the_page_tells_the_settings_and_the_schedule() -> None:
     told = re.findall(r"Tries come about (.+?) after one another", text)[0]
     waits = [int(number) * units[unit] for number, unit in re.findall(r"(\d+) (s|min|h)\b", told)]
     assert tuple(waits) == RETRY_DELAYS_S
+    assert f"a project has at most {MAX_ENDPOINTS} " in text
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from jobs.slots import Busy, Slots
 
 
 def test_results_and_errors_come_back() -> None:
-    slots = Slots(1)
+    slots = Slots(1, "graders")
     assert slots.run(lambda: 7, within_s=10) == 7
     with pytest.raises(ZeroDivisionError):
         slots.run(lambda: 1 // 0, within_s=10)
@@ -18,7 +18,7 @@ def test_results_and_errors_come_back() -> None:
 
 
 def test_late_work_keeps_its_slot_until_it_ends() -> None:
-    slots, end = Slots(1), threading.Event()
+    slots, end = Slots(1, "graders"), threading.Event()
     with pytest.raises(TimeoutError):
         slots.run(end.wait, within_s=0.01)
     with pytest.raises(Busy) as caught:

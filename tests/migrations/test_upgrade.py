@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 
 from jobs.db import Database, create_engine
 from jobs.repositories.schema import is_current
-from jobs.tables import DEFAULT_PROJECT, SCHEMA, Base, Job
+from jobs.tables import DEFAULT_PROJECT, SCHEMA, Base, Delivery, Job, WebhookEndpoint
 from jobs.tenant_tables import AdminKey, ApiKey, Organization, Project
 from migrations import MigrationError, upgrade
 from tests.migrations.first_release import STATES, FirstRelease, job_id, read
@@ -249,3 +249,40 @@ def test_what_there_was_belongs_to_the_first_project(old: FirstRelease) -> None:
         assert set(session.scalars(sa.select(Job.project_id))) == {DEFAULT_PROJECT}
         assert session.scalars(sa.select(ApiKey)).all() == session.scalars(sa.select(AdminKey)).all() == []
     database.dispose()
+
+
+def test_deliveries_of_jobs_stay_one_of_each_type_and_those_of_endpoints_come_beside_them(old: FirstRelease) -> None:
+    upgrade(old.url, "0007")
+    engine = create_engine(old.url)
+    of_job = {
+        "id": "evt_1",
+        "project_id": DEFAULT_PROJECT,
+        "job_id": job_id("failed"),
+        "type": "fine_tuning.job.failed",
+        "url": "https://example.com",
+        "created_at": 1.5,
+        "state": "pending",
+        "attempts": 1,
+        "next_at": 2.5,
+        "last_status": None,
+        "last_error": None,
+        "delivered_at": None,
+    }
+    before = sa.Table("webhook_deliveries", sa.MetaData(), autoload_with=engine)
+    with engine.execution_options(bgpo_write=True).begin() as connection:
+        connection.execute(sa.insert(before), of_job)
+    upgrade(old.url)
+    endpoint = {name: name for name in ("id", "name", "url", "ciphertext", "key_id", "secret_hint")}
+    endpoint |= {"project_id": DEFAULT_PROJECT, "created_at": 1.0, "updated_at": 1.0, "event_types": [], "active": True}
+    to_endpoint = of_job | {"id": "evt_2", "endpoint_id": "id", "url": None}
+    with engine.execution_options(bgpo_write=True).begin() as connection:
+        assert connection.execute(sa.select(Delivery.__table__)).mappings().all() == [of_job | {"endpoint_id": None}]
+        connection.execute(sa.insert(WebhookEndpoint).values(endpoint))
+        connection.execute(sa.insert(Delivery).values(to_endpoint))
+    for again in (of_job, to_endpoint, to_endpoint | {"endpoint_id": "of nobody"}):
+        with pytest.raises(sa.exc.IntegrityError), engine.execution_options(bgpo_write=True).begin() as connection:
+            connection.execute(sa.insert(Delivery).values(again | {"id": "evt_3"}))
+    with engine.execution_options(bgpo_write=True).begin() as connection:
+        connection.execute(sa.delete(WebhookEndpoint))
+        assert connection.scalars(sa.select(Delivery.id)).all() == ["evt_1"]
+    engine.dispose()

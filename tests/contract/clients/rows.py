@@ -335,6 +335,55 @@ async def chat_answers_whole_and_in_blocks(t: Contract) -> None:
     assert chunks[-1].choices[0].finish_reason == choice.finish_reason
 
 
+@check(feature="webhook_endpoints")
+async def webhook_endpoints(t: Contract) -> None:
+    hooks = t.client.webhooks if VERSION >= (3, 54) else None
+    if hooks is None:  # releases without the methods
+        kinds = await t.got(t.client.get("/webhook_event_types", cast_to=object))
+        assert "fine_tuning.job.succeeded" in kinds["data"]
+        return
+    kinds = (await t.got(hooks.event_types.list())).data
+    assert kinds == [f"fine_tuning.job.{end}" for end in ("succeeded", "failed", "cancelled")]
+    given = {"url": "https://receiver.example/hook", "event_types": kinds[:2]}
+    made = [await t.got(hooks.create(name=f"number {number}", **given)) for number in range(3)]
+    first = made[0]
+    assert (first.object, first.name, first.url, first.event_types) == ("webhook_endpoint", "number 0", *given.values())
+    assert first.signing_secret.startswith("whsec_")
+    shown = await t.got(hooks.retrieve(first.id))
+    assert (shown.id, shown.created_at, shown.updated_at) == (first.id, first.created_at, first.updated_at)
+    assert first.signing_secret not in str(shown.to_dict())
+    listed = [each.id for each in await t.every(hooks.list(limit=1))]
+    assert listed[:3] == [each.id for each in made[::-1]]
+    changed = await t.got(hooks.update(first.id, event_types=kinds))
+    assert (changed.event_types, changed.name) == (kinds, "number 0")
+    rotated = await t.got(hooks.rotate_secret(first.id))
+    kept = await t.got(hooks.rotate_secret(first.id, keep_old_secret_active_for_24_hours=True))
+    assert len({each.signing_secret for each in (first, rotated, kept)}) == 3
+    assert kept.signing_secret_hint.endswith(kept.signing_secret.rstrip("=")[-4:])
+    error = await t.refused(openai.BadRequestError, lambda: hooks.create(name="x", **{**given, "url": "http://x/"}))
+    assert error.param == "url"
+    error = await t.refused(openai.BadRequestError, lambda: hooks.update(first.id, event_types=["batch.failed"]))
+    assert error.param == "event_types.0"
+    deleted = await t.got(hooks.delete(first.id))
+    assert (deleted.id, deleted.deleted, deleted.object) == (first.id, True, "webhook_endpoint.deleted")
+    await t.refused(openai.NotFoundError, lambda: hooks.test(first.id, event_type=kinds[0]))
+
+
+@check(feature="webhook_endpoints")
+async def webhook_endpoints_are_tried_out(t: Contract) -> None:
+    if VERSION < (3, 54):
+        return
+    receiver = t.step("receiver")
+    hooks = t.new_client(base_url=f"{receiver['service']}/v1").webhooks
+    endpoint = await t.got(hooks.create(name="x", url=receiver["url"], event_types=["fine_tuning.job.failed"]))
+    tried = await t.got(hooks.test(endpoint.id, event_type="fine_tuning.job.failed"))
+    assert (tried.object, tried.webhook_endpoint_id) == ("webhook_endpoint.test", endpoint.id)
+    assert (tried.event_type, tried.status_code, tried.success) == ("fine_tuning.job.failed", 200, True)
+    sent = t.step("received")
+    event = await t.got(hooks.unwrap(sent["body"], sent["headers"], secret=endpoint.signing_secret))
+    assert (event.type, event.object, event.data.id[:6]) == ("fine_tuning.job.failed", "event", "ftjob-")
+
+
 @check()
 async def webhooks_are_unwrapped(t: Contract) -> None:
     sent = t.step("webhook", type="fine_tuning.job.succeeded", job="ftjob-1")
