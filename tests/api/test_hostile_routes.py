@@ -72,7 +72,7 @@ def filled(path: str, value: str) -> str:
 class TestBodies:
     """Of every route that takes JSON."""
 
-    @pytest.mark.parametrize(("body", "code"), BODIES)
+    @pytest.mark.parametrize(("body", "code"), BODIES, ids=range(len(BODIES)))
     def test_what_is_no_json_or_a_trap(self, hostile: Any, body: bytes, code: str) -> None:
         assert len(WITH_JSON) > 20
         with hostile.http() as http:
@@ -109,7 +109,7 @@ class TestBodies:
 class TestPaths:
     """Of every route with something in its path, or in its query."""
 
-    @pytest.mark.parametrize("value", CLIMBING)
+    @pytest.mark.parametrize("value", CLIMBING, ids=range(len(CLIMBING)))
     def test_find_nothing(self, hostile: Any, value: str) -> None:
         with hostile.http() as http:
             for method, path, operation in OPERATIONS:
@@ -123,7 +123,7 @@ class TestPaths:
                 error = error_of(response, response.status_code)
                 assert response.status_code in (400, 404, 405, 415), (method, path, error)
 
-    @pytest.mark.parametrize("value", VALUES)
+    @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
     def test_queries(self, hostile: Any, value: str) -> None:
         asked = 0
         with hostile.http() as http:
