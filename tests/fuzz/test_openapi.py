@@ -38,7 +38,7 @@ include-path = "/v1/chat/completions"
 checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 503]
 """
 """Here none runs, which the service is to say; with one: tests/api/test_chat.py."""
-STREAMS, GRADED = "/stream$", "/stream$|graders|fine_tuning/jobs$|/clone$"
+STREAMS, GRADED = "/stream$", "/stream$|graders|fine_tuning/jobs$|/estimate$|/clone$"
 
 
 @dataclass(frozen=True)
