@@ -14,6 +14,7 @@ from api import errors
 from api.audit import AuditMiddleware
 from api.auth import AuthMiddleware, check_exposure
 from api.completions import Waiters
+from api.feeds import Feeds
 from api.keyring import Keyring
 from api.middleware import RequestMiddleware
 from api.poll import PollMiddleware, Polls
@@ -104,6 +105,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.context = Context.open(settings)
     sweep_scratch(settings.scratch, time.time() - settings.orphan_age_s)  # no worker need share this machine
     app.state.polls = Polls(app.state.context.db)
+    app.state.feeds = Feeds(app.state.polls, app.state.stopping)
     app.state.rates = Rates(settings.redis_url.get_secret_value())
     app.state.keyring = Keyring(app.state.context, app.state.rates)
     app.state.waiters = Waiters(app.state.context, app.state.stopping)
