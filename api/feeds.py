@@ -7,9 +7,9 @@ version, or, for what does not change the row, twice a second), and pages of the
 here is derived from what was read before: a page is always what the database has behind a place, and a listener can
 lose or repeat nothing that way.
 
-Those who have heard all there is wait, without a timer or a thread each, and are woken some at a time: a thousand at
-once would keep every other request waiting until the last of them has written. A slow listener holds its place and no
-queue, and so costs no memory however far it is behind.
+Those who have heard all there is wait, without a timer or a thread each, and are woken some at a time, with a pause
+between: a thousand at once would keep every other request waiting until the last of them has written. A slow listener
+holds its place and no queue, and so costs no memory however far it is behind.
 
 While the database fails listeners wait; other errors end their streams. It is not said here who may listen: the routes
 look that up before a stream begins.
@@ -36,6 +36,7 @@ from jobs.repositories.polls import Version
 from jobs.states import State
 
 _WOKEN = 16  # listeners woken at once; each then writes, which takes a tenth of a millisecond
+_PAUSE_S, _ROUND_S = 0.004, 0.25  # between them, and at most for all of a feed
 _KEPT_PAGES = 8
 _CHUNK = 32 * 1024  # of a page, as it is handed to a connection, which may hold one that its client does not read
 _log = structlog.get_logger(__name__)
@@ -214,8 +215,9 @@ class Feed:
                 for waiter in waiters:
                     waiter.place = page.place
                 continue
+            pause = min(_PAUSE_S, _ROUND_S * _WOKEN / len(waiters))
             for first in range(0, len(waiters), _WOKEN):
                 for waiter in waiters[first : first + _WOKEN]:
                     if not waiter.page.done():
                         waiter.page.set_result(page)
-                await asyncio.sleep(0)
+                await asyncio.sleep(pause)

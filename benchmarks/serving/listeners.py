@@ -95,7 +95,6 @@ class Listener(asyncio.Protocol):
         self._reader = Reader()
         self.heard: list[Heard] = []
         self.connections = 0
-        self.pings = 0
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """The first answer has begun."""
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -124,13 +123,11 @@ class Listener(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = time.time()
         reader = self._reader
-        comments = reader.comments
         try:
             messages = reader.feed(data)
         except RuntimeError as error:
             self._fail(error)
             return
-        self.pings += reader.comments - comments
         if reader.begun and not self.begun.done():
             self.begun.set_result(None)
         for id_, text in messages:

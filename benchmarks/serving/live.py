@@ -69,7 +69,6 @@ class Outcome:
     delays: list[float]
     """Seconds from when the database stored an event to when a listener had it, during the minute."""
     reconnects: int
-    pings: int
 
 
 def live_plane(folder: Path, database_url: str, redis_url: str, amounts: Amounts) -> Plane:
@@ -166,7 +165,6 @@ class _Run:
                 if message.id in created and created[message.id] >= began_at and message.at < began_at + amounts.seconds
             ],
             reconnects=sum(listener.connections - 1 for listener in everyone),
-            pings=sum(listener.pings for listener in everyone),
         )
 
     async def _connect(self) -> dict[str, list[Listener]]:
