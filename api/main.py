@@ -15,6 +15,7 @@ from api import errors
 from api.audit import AuditMiddleware
 from api.auth import AuthMiddleware, check_exposure
 from api.completions import Waiters
+from api.feeds import Feeds
 from api.keyring import Keyring
 from api.middleware import RequestMiddleware
 from api.openapi import describe
@@ -118,6 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.metrics = Metrics(app.state.context.db)
     app.state.streams = Streams(settings.max_streams)
     app.state.polls = Polls(app.state.context.db)
+    app.state.feeds = Feeds(app.state.polls, app.state.stopping)
     app.state.rates = Rates(settings.redis_url.get_secret_value())
     app.state.keyring = Keyring(app.state.context, app.state.rates)
     app.state.waiters = Waiters(app.state.context, app.state.stopping)

@@ -2,13 +2,17 @@
 
 While Redis does not answer, each process counts for itself: a service that refused everybody because its counter is
 away would be worse than one that is generous for a while. Where no limit is set nothing is asked at all.
+
+Requests that arrive while Redis is being asked for others of their kind wait, and are then counted together: asking it
+costs more than all else a status poll does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -24,6 +28,8 @@ from jobs.errors import RateLimited
 
 _ANSWER_S = 0.5
 _AWAY_S = 5.0  # how long Redis is left alone after it failed
+_Which = tuple[str, int, str]
+"""Name of a limit, the limit, and whose requests are counted."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class Rates:
         self._shared = MovingWindowRateLimiter(storage)
         self._own: MovingWindowRateLimiter | None = None
         self._away_until = 0.0
+        self._waiting: dict[_Which, list[asyncio.Future[Window]]] = {}
+        self._taking: dict[_Which, asyncio.Task[None]] = {}
 
     async def take(self, name: str, limit: int, who: str, cost: int = 1, *, alone: bool = False) -> Window:
         """Count a request against a limit a minute, unless it is beyond it.
@@ -66,15 +74,50 @@ class Rates:
         Args:
             alone: for this process only, whatever the others count.
         """
-        return await self._ask(name, limit, who, cost, alone=alone)
+        if alone or cost != 1:
+            return await self._ask(name, limit, who, cost, alone=alone)
+        which = (name, limit, who)
+        window: asyncio.Future[Window] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(which, []).append(window)
+        if which not in self._taking:
+            self._taking[which] = asyncio.ensure_future(self._take_for_all(which))
+        return await window
 
     async def look(self, name: str, limit: int, who: str) -> Window:
         """How much is left, without taking any."""
         return await self._ask(name, limit, who, 0, alone=False)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. Who still waits is a request that was given up."""
+        for task in self._taking.values():
+            task.cancel()
         await self._connections.disconnect()
+
+    async def _take_for_all(self, which: _Which) -> None:
+        """Count one request for each who waits, until nobody does."""
+        while windows := self._waiting.pop(which, None):
+            try:
+                found = await self._take_together(which, len(windows))
+            except Exception as error:  # task boundary: the requests get it
+                for window in windows:
+                    if not window.done():
+                        window.set_exception(error)
+                continue
+            for window, one in zip(windows, found, strict=True):
+                if not window.done():  # a request that was given up
+                    window.set_result(one)
+        del self._taking[which]
+
+    async def _take_together(self, which: _Which, count: int) -> list[Window]:
+        whole = await self._ask(*which, count, alone=False)
+        if whole.allowed or count == 1:
+            return [replace(whole, remaining=whole.remaining + later) for later in reversed(range(count))]
+        found: list[Window] = []  # fewer than that are left: some get them, from where none is left all are refused
+        while len(found) < count:
+            found.append(await self._ask(*which, 1, alone=False))
+            if not found[-1].allowed:
+                found += [found[-1]] * (count - len(found))
+        return found
 
     async def _ask(self, name: str, limit: int, who: str, cost: int, *, alone: bool) -> Window:
         if not alone and time.monotonic() >= self._away_until:

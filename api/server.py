@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from types import FrameType
 
 import uvicorn
@@ -13,6 +15,7 @@ from api.protocol import limited
 from jobs.settings import Settings
 
 _GRACE_S = 10
+_SWITCH_S = 0.001
 
 
 class Server(uvicorn.Server):
@@ -48,5 +51,19 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until told to stop."""
-    Server(settings, create_app(settings)).run()
+    """Serve until told to stop, in a process of its own."""
+    server = Server(settings, create_app(settings))
+    _be_prompt()
+    server.run()
+
+
+def _be_prompt() -> None:
+    """Let no request wait for what is not its own.
+
+    A full garbage collection walks through all modules, a quarter of a second in which nobody is answered: what is
+    there now stays and need not be looked at. And a thread that computes keeps Python's lock for this long, each time
+    the event loop gives it up to send or to receive.
+    """
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(_SWITCH_S)

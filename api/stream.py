@@ -3,12 +3,12 @@
 The place of each stream is the `seq` of events, which has no gaps, so nothing is lost or repeated. That holds for
 metrics, too: a step of a split has one event, with its values, and when it is replayed after a resume it gets no other.
 Lines of the
-log have a rising number of their own. `api.follow` says when the database is asked and when a stream ends.
+log have a rising number of their own. `api.feeds` says when the database is asked.
 """
 
 from __future__ import annotations
 
-from api.follow import Batch
+from api.feeds import Batch
 from api.metrics import point_json
 from api.schemas.jobs import event_json, log_line_json
 from jobs.context import Context
@@ -27,9 +27,9 @@ def events_behind(ctx: Context, project_id: str, job_id: str, seq: int) -> Batch
 
 def metrics_behind(ctx: Context, project_id: str, job_id: str, seq: int) -> Batch:
     """The values of the next steps, in the order in which they were recorded."""
-    state, rows = jobs.metrics_since(ctx, project_id, job_id, seq, _BATCH)
+    state, rows, place = jobs.metrics_since(ctx, project_id, job_id, seq, _BATCH)
     messages = [(row.id, point) for row in rows if (point := _point(row)) is not None]
-    return Batch(state, messages, rows[-1].seq if rows else seq, len(rows) == _BATCH)
+    return Batch(state, messages, place, len(rows) == _BATCH)
 
 
 def logs_behind(ctx: Context, project_id: str, job_id: str, seq: int) -> Batch:

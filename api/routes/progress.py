@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.deps import After, Ctx, Limit, ReadsJobs
 from api.errors import RESPONSES
-from api.follow import stream
+from api.event_stream import EVENTS, EventStream
+from api.feeds import Feeds
 from api.json_body import JsonRoute
 from api.metrics import Format, metrics_response
 from api.schemas.attempts import AttemptObject, attempt_object
@@ -69,32 +68,31 @@ def _stream_start(
 Start = Annotated[int, Depends(_stream_start)]
 
 
-@router.get("/events/stream", response_class=EventSourceResponse)
+@router.get("/events/stream", response_class=EventStream, status_code=200, responses=EVENTS)
 async def stream_events(
     job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Start, _: OneStream
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStream:
     """Follow the events as server-sent events, oldest first; `[DONE]` ends the stream when the job is over.
 
     After a broken connection the stream goes on where it was with the `Last-Event-ID` header or `?after=`.
     """
-    state = request.app.state
-    async for event in stream(state.polls, job_id, partial(events_behind, ctx, project, job_id), start, state.stopping):
-        yield event
+    feeds: Feeds = request.app.state.feeds
+    read = partial(events_behind, ctx, project, job_id)
+    return EventStream(feeds.listening("events", job_id, read, in_row=True), start)
 
 
-@router.get("/metrics/stream", response_class=EventSourceResponse)
+@router.get("/metrics/stream", response_class=EventStream, status_code=200, responses=EVENTS)
 async def stream_metrics(
     job_id: str, request: Request, ctx: Ctx, project: ReadsJobs, start: Start, _: OneStream
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStream:
     """Follow the metrics as server-sent events, each a `MetricsPoint`; `[DONE]` ends the stream when the job is over.
 
     Each step of a split comes once, however often it is replayed after a resume. The ids are those of the steps'
     events; reconnecting is as for `/events/stream`.
     """
-    state = request.app.state
+    feeds: Feeds = request.app.state.feeds
     read = partial(metrics_behind, ctx, project, job_id)
-    async for event in stream(state.polls, job_id, read, start, state.stopping):
-        yield event
+    return EventStream(feeds.listening("metrics", job_id, read, in_row=True), start)
 
 
 @router.get("/attempts")
@@ -191,7 +189,7 @@ def _log_start(
     return int(last_event_id or after or 0)
 
 
-@router.get("/logs/stream", response_class=EventSourceResponse)
+@router.get("/logs/stream", response_class=EventStream, status_code=200, responses=EVENTS)
 async def stream_logs(
     job_id: str,
     request: Request,
@@ -199,12 +197,11 @@ async def stream_logs(
     project: ReadsJobs,
     start: Annotated[int, Depends(_log_start)],
     _: OneStream,
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStream:
     """Follow what the job's trainers print as server-sent events; reconnecting is as for `/events/stream`."""
-    state = request.app.state
+    feeds: Feeds = request.app.state.feeds
     read = partial(logs_behind, ctx, project, job_id)
-    async for event in stream(state.polls, job_id, read, start, state.stopping, in_row=False):
-        yield event
+    return EventStream(feeds.listening("logs", job_id, read, in_row=False), start)
 
 
 @router.get("/samples")

@@ -75,9 +75,9 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def get(path: str, *headers: str) -> bytes:
+def get(path: str, *headers: str, key: str = "key") -> bytes:
     """A GET request as it goes over the wire."""
-    lines = [f"GET {path} HTTP/1.1", "host: 127.0.0.1", "authorization: Bearer key", *headers]
+    lines = [f"GET {path} HTTP/1.1", "host: 127.0.0.1", f"authorization: Bearer {key}", *headers]
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
 
 

@@ -27,6 +27,7 @@ from migrations import upgrade
 
 TRAINER = Path(__file__).with_name("noop_trainer.py")
 _READY_S = 60.0
+_STOP_S = 15.0
 
 
 @contextmanager
@@ -116,6 +117,13 @@ class Plane:
     def start_api(self) -> int:
         """Start the API; returns its process id when it answers."""
         return self._serve("api", ["-m", "api"], self.port, "/healthz")
+
+    def stop(self, pid: int) -> None:
+        """End one of the processes started here."""
+        part = next(part for part in self._parts if part.pid == pid)
+        part.terminate()
+        if not part.wait(_STOP_S):
+            part.kill()
 
     def start_bare(self) -> tuple[int, int]:
         """Start the bare route (`benchmarks.job_plane.bare`); its process id and its port."""

@@ -14,10 +14,15 @@ import sqlalchemy as sa
 from benchmarks.job_plane.load import cpu_s, drive, get
 from benchmarks.job_plane.plane import Plane, create_body
 from benchmarks.job_plane.rows import Sizes, row
+from jobs.context import Context
+from jobs.limits import ProjectLimits
 from jobs.repositories import jobs
-from jobs.tables import Job
+from jobs.services import keys, projects
+from jobs.tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT, Job
 
 _CHANGES_PER_S = 10
+_LIMITS = {"read_requests_per_minute": 1_000_000}
+"""More than can be polled."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def alternate(first: Target, second: Target, connections: int, sizes: Sizes) -> 
 
 
 def polls(plane: Plane, kind: str, sizes: Sizes) -> list[dict[str, Any]]:
-    """Poll a running job, and then one that changes while it is polled."""
+    """Poll a running job, then one that changes while it is polled, then with a stored key and under a rate limit."""
     api = plane.start_api()
     bare, bare_port = plane.start_bare()
     job_id = running_job(plane)
@@ -71,7 +76,24 @@ def polls(plane: Plane, kind: str, sizes: Sizes) -> list[dict[str, Any]]:
     with _changing(plane, job_id):
         turns = alternate(bare_route, ours, 8, sizes)
     rows += _compared(f"polls_per_s, job changing {_CHANGES_PER_S} times a second", kind, 8, turns)
+    ctx = Context.open(plane.settings)
+    try:
+        for figure, limits in (("polls_per_s, stored key", {}), ("polls_per_s, stored key and rate limit", _LIMITS)):
+            path = f"/v1/fine_tuning/jobs/{job_id}"
+            of_key = Target(api, plane.port, get(path, key=_key(ctx, ProjectLimits(**limits))))
+            rows += _compared(figure, kind, 8, alternate(bare_route, of_key, 8, sizes))
+    finally:
+        ctx.close()
     return rows
+
+
+def _key(ctx: Context, limits: ProjectLimits) -> str:
+    """A new key of the project, whose limits become these."""
+    projects.set_limits(ctx, DEFAULT_ORGANIZATION, DEFAULT_PROJECT, limits)
+    made = keys.create(
+        ctx, DEFAULT_ORGANIZATION, DEFAULT_PROJECT, name="poll", scopes=["jobs:read"], expires_in_s=None, by=None
+    )
+    return made.value
 
 
 def running_job(plane: Plane) -> str:

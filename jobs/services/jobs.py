@@ -108,11 +108,17 @@ def events_since(
 
 def metrics_since(
     ctx: Context, project_id: str, job_id: str, after_seq: int, limit: int
-) -> tuple[State, Sequence[Event]]:
-    """The same of events about metrics: each step of a split has one, however often it is replayed."""
+) -> tuple[State, Sequence[Event], int]:
+    """The same of events about metrics: each step of a split has one, however often it is replayed.
+
+    And the seq behind which to go on: of the last one, or, when these are all, of the last event of any kind, so that
+    whoever has them all goes on from the same place.
+    """
     with ctx.db.read() as session:
-        state = State(find(session, project_id, job_id).state)
-        return state, events.metrics_since(session, job_id, after_seq, limit)
+        job = find(session, project_id, job_id)
+        found = events.metrics_since(session, job_id, after_seq, limit)
+    last = found[-1].seq if found else after_seq
+    return State(job.state), found, last if len(found) == limit else max(last, job.event_seq)
 
 
 def checkpoints_page(ctx: Context, project_id: str, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
