@@ -13,6 +13,7 @@ FILE, JOB, EVENT, CHECKPOINT, WEBHOOK, GRADER = "file-", "ftjob-", "ftevent-", "
 PROJECT, PERMISSION, AUDIT = "proj_", "cp_", "audit_log-"
 COMPLETION = "chatcmpl-"
 UPLOAD, PART, REQUEST = "upload_", "part_", "request_"
+JUDGED = "judged_"
 _TAIL = re.compile(r"[0-9a-f]{32}")
 
 

@@ -2,7 +2,7 @@
 
 Every table that belongs to a user carries or reaches a `project_id`. Schema changes go through `migrations/`; a test
 holds that the migrations produce exactly these tables. Tenants, their keys and the audit log: `jobs.tenant_tables`;
-uploads in parts, and requests that make something once: `jobs.request_tables`.
+uploads in parts, and requests that make something once: `jobs.request_tables`; what judges took: `jobs.usage_tables`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 from jobs.base import Base
 from jobs.request_tables import Part, RequestRow, Upload  # importing it declares its tables
 from jobs.tenant_tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT  # importing it declares its tables, too
+from jobs.usage_tables import JudgeUsage  # the same
 
-__all__ = ["DEFAULT_ORGANIZATION", "DEFAULT_PROJECT", "SCHEMA", "Base", "Part", "RequestRow", "Upload"]
-SCHEMA = "0007"
+__all__ = ["DEFAULT_ORGANIZATION", "DEFAULT_PROJECT", "SCHEMA", "Base", "JudgeUsage", "Part", "RequestRow", "Upload"]
+SCHEMA = "0010"
 """The newest migration."""
 
 

@@ -16,7 +16,7 @@ class DayObject(BaseModel):
     start_time: int
     end_time: int
     gpu_seconds: float
-    judge_tokens: int
+    judge_tokens: int = Field(description="Of jobs, and of graders run outside of them.")
     files: int = Field(description="Uploaded that day and still kept.")
     file_bytes: int = Field(description="Of those files.")
 

@@ -48,9 +48,7 @@ def require_job(ctx: Context, session: Session, project_id: str) -> None:
         limit = limits.queued_jobs
         raise InsufficientQuota(f"{limit} jobs wait already, which is the limit: wait for one to start, or cancel one.")
     if (used_up := over_budget(session, project_id, limits)) is not None:
-        raise InsufficientQuota(
-            f"{used_up[0].upper()}{used_up[1:]}. Wait for the next month, or ask for a higher limit."
-        )
+        raise _insufficient(used_up)
 
 
 def require_file(ctx: Context, session: Session, project_id: str, size: int) -> None:
@@ -74,11 +72,26 @@ def over_budget(session: Session, project_id: str, limits: ProjectLimits) -> str
         used = usage.gpu_seconds(session, project_id, month)
         if used >= limit:
             return f"the project has used {used:.0f} of its {limit} accelerator-seconds of this month"
-    if (limit := limits.judge_tokens_per_month) is not None:
-        tokens = usage.judge_tokens(session, project_id, month)
-        if tokens >= limit:
-            return f"the project has used {tokens} of its {limit} judge tokens of this month"
-    return None
+    return _judges_over_budget(session, project_id, limits)
+
+
+def require_judge(ctx: Context, project_id: str) -> None:
+    """Refuse to ask judges when the month's tokens are used up. Raises InsufficientQuota."""
+    with ctx.db.read() as session:
+        used_up = _judges_over_budget(session, project_id, limits_of(ctx, session, project_id))
+    if used_up is not None:
+        raise _insufficient(used_up)
+
+
+def _judges_over_budget(session: Session, project_id: str, limits: ProjectLimits) -> str | None:
+    if (limit := limits.judge_tokens_per_month) is None:
+        return None
+    tokens = usage.judge_tokens(session, project_id, usage.month_of(usage.clock(session)))
+    return None if tokens < limit else f"the project has used {tokens} of its {limit} judge tokens of this month"
+
+
+def _insufficient(used_up: str) -> InsufficientQuota:
+    return InsufficientQuota(f"{used_up[0].upper()}{used_up[1:]}. Wait for the next month, or ask for a higher limit.")
 
 
 def hold_budgets(session: Session) -> list[str]:
