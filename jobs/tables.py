@@ -362,6 +362,7 @@ class Completion(Base):
     __table_args__ = (
         sa.Index(None, "state", "created_at"),
         sa.Index(None, "project_id", "state"),
+        sa.Index(None, "project_id", "finished_at"),
         sa.Index(None, "finished_at"),
     )
 

@@ -1,4 +1,4 @@
-"""What a project has used, computed from its rows: files, attempts, what judges took."""
+"""What a project has used, computed from its rows: files, attempts, completions, what judges took."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from jobs.db import now
 from jobs.repositories.judge_usage import TOKENS
 from jobs.states import ACTIVE, State
-from jobs.tables import Attempt, File, Job, JudgeUsage, Upload
+from jobs.tables import Attempt, Completion, File, Job, JudgeUsage, Upload
 
 DAY_S = 86_400.0
 
@@ -62,6 +62,15 @@ def judge_tokens(session: Session, project_id: str, span: Span) -> int:
     """Tokens judges took for a project in a span, in its jobs and in graders it ran outside of them."""
     total = sa.func.coalesce(sa.func.sum(TOKENS), 0)
     return int(session.scalars(sa.select(total).where(*_judged(project_id, span))).one())
+
+
+def inference_tokens(session: Session, project_id: str, span: Span) -> int:
+    """Tokens of prompts and answers of a project's chat completions that were answered in a span."""
+    total: sa.ColumnElement[int] = sa.func.coalesce(
+        sa.func.sum(Completion.prompt_tokens + Completion.completion_tokens), 0
+    )
+    when = (Completion.finished_at >= span.start, Completion.finished_at < span.end)
+    return int(session.scalars(sa.select(total).where(Completion.project_id == project_id, *when)).one())
 
 
 def by_job(session: Session, project_id: str, span: Span) -> list[JobUsage]:

@@ -83,6 +83,16 @@ def require_judge(ctx: Context, project_id: str) -> None:
         raise _insufficient(used_up)
 
 
+def require_inference(ctx: Context, session: Session, project_id: str) -> None:
+    """Refuse one more completion when the month's tokens are used up. Raises InsufficientQuota."""
+    limit = limits_of(ctx, session, project_id).inference_tokens_per_month
+    if limit is None:
+        return
+    tokens = usage.inference_tokens(session, project_id, usage.month_of(usage.clock(session)))
+    if tokens >= limit:
+        raise _insufficient(f"the project has used {tokens} of its {limit} inference tokens of this month")
+
+
 def _judges_over_budget(session: Session, project_id: str, limits: ProjectLimits) -> str | None:
     if (limit := limits.judge_tokens_per_month) is None:
         return None
@@ -113,6 +123,7 @@ def overview(ctx: Context, project_id: str) -> dict[str, Quota]:
         waiting, running = usage.jobs(session, project_id)
         seconds = usage.gpu_seconds(session, project_id, month)
         tokens = usage.judge_tokens(session, project_id, month)
+        chat_tokens = usage.inference_tokens(session, project_id, month)
     return {
         "files": Quota(limits.files, count),
         "file_bytes": Quota(limits.file_bytes, size),
@@ -120,4 +131,5 @@ def overview(ctx: Context, project_id: str) -> dict[str, Quota]:
         "running_jobs": Quota(limits.running_jobs, running),
         "gpu_seconds_per_month": Quota(limits.gpu_seconds_per_month, int(seconds)),
         "judge_tokens_per_month": Quota(limits.judge_tokens_per_month, tokens),
+        "inference_tokens_per_month": Quota(limits.inference_tokens_per_month, chat_tokens),
     }

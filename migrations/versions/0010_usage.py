@@ -1,4 +1,4 @@
-"""What judges took, by step; budgets of jobs."""
+"""What judges took, by step; completions by project and time."""
 
 from __future__ import annotations
 
@@ -36,3 +36,4 @@ def upgrade() -> None:
     op.create_index("ix_judge_usage_project_id_created_at", "judge_usage", ["project_id", "created_at"], unique=False)
     op.create_index("ix_judge_usage_job_id", "judge_usage", ["job_id"], unique=False)
     op.execute(sa.text(_TOLD))
+    op.create_index("ix_completions_project_id_finished_at", "completions", ["project_id", "finished_at"], unique=False)

@@ -17,13 +17,14 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ids import COMPLETION, new_id
-from jobs.repositories import completions, generators
+from jobs.repositories import completions, generators, projects
 from jobs.repositories.completions import Claimed
-from jobs.tables import Completion
+from jobs.tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT, Completion
 from tests.generating import HELLO, Chat, body, chatting, chunks_of, copied
 from tests.running import wait_until
 
 pytestmark = pytest.mark.timeout(240)  # a serving process loads PyTorch
+MANY_TOKENS = 10_000_000
 SLOW = {"max_tokens": 96, "diffusion": {"block_length": 1, "steps": 96}}
 
 
@@ -37,7 +38,7 @@ def chat(
         url = copied(request.getfixturevalue("sqlite_template"), folder)
     else:
         url = request.getfixturevalue("new_postgres_database")()
-    with chatting(folder / "home", url, redis_url, model_root) as chat:
+    with chatting(folder / "home", url, redis_url, model_root, rate_inference_tokens=MANY_TOKENS) as chat:
         chat.start_generator()
         yield chat
 
@@ -91,6 +92,32 @@ def test_an_answer(chat: Chat) -> None:
     usage = shown["usage"]
     assert usage["completion_tokens"] <= 16
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_tokens_are_usage_and_the_quota_ends_them(chat: Chat) -> None:
+    def used() -> int:
+        with chat.http() as http:
+            quota: int = http.get("/quota").json()["quotas"]["inference_tokens_per_month"]["used"]
+            return quota
+
+    def limit(**limits: int) -> None:
+        with chat.ctx.db.transaction() as session:
+            projects.update(session, DEFAULT_ORGANIZATION, DEFAULT_PROJECT, limits=limits)
+
+    before = used()
+    for stream in (False, True):
+        answer = chat.ask(seed=1, stream=stream)
+        assert answer.status_code == 200
+        total = chat.ask(seed=1).json()["usage"]["total_tokens"]
+        assert used() == before + 2 * total
+        before = used()
+    limit(inference_tokens_per_month=before)
+    assert error(chat.ask(seed=1)) == (429, "insufficient_quota", None)
+    limit(inference_tokens_per_month=before + 1)
+    answer = chat.ask(seed=1, stream=True)
+    limit()
+    assert answer.status_code == 200
+    assert int(answer.headers["x-ratelimit-remaining-tokens"]) < MANY_TOKENS
 
 
 def test_the_same_seed_gives_the_same_text(chat: Chat) -> None:
