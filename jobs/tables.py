@@ -110,6 +110,8 @@ class Job(Base):
     """Accelerator class asked for (`jobs.resources`); None = any."""
     max_runtime_s: Mapped[float | None]
     """Seconds the job's attempts may take together."""
+    budget: Mapped[dict[str, Any] | None]
+    """gpu_seconds, judge_tokens (None = any), on_exceed; None without a limit."""
 
     state: Mapped[str]
     desired: Mapped[str]

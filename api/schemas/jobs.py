@@ -14,7 +14,7 @@ from jobs.repositories.queue import Waiting
 from jobs.services import scheduling
 from jobs.states import State, WireStatus, wire_status
 from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, LogLine, Sample
-from jobs.wire.request import PriorityName
+from jobs.wire.request import OnExceed, PriorityName
 
 Phase = Literal[
     "validating",
@@ -29,6 +29,7 @@ Phase = Literal[
     "pausing",
     "cancelling",
 ]
+StopReason = Literal["early_stopping", "budget_exceeded"]
 _PHASES: dict[State, Phase] = {
     State.VALIDATING: "validating",
     State.CANCELLING: "cancelling",
@@ -50,6 +51,14 @@ class ResourcesObject(BaseModel):
     gpus: int
     gpu_type: str | None
     max_runtime_s: float | None
+
+
+class BudgetObject(BaseModel):
+    """What a job may use, and what happens then."""
+
+    gpu_seconds: float | None
+    judge_tokens: int | None
+    on_exceed: OnExceed
 
 
 class PauseReason(BaseModel):
@@ -93,6 +102,7 @@ class JobDetails(BaseModel):
     base: JobBase
     priority: PriorityName
     resources: ResourcesObject
+    budget: BudgetObject
     webhook_url: str | None
     source_job: str | None = Field(description="The job that this one retries or was cloned from.")
     queue_position: int | None = Field(
@@ -107,8 +117,9 @@ class JobDetails(BaseModel):
     attempt: int = Field(description="Times a worker has taken the job.")
     attempts_left: int = Field(description="Crashes it may still have before the next checkpoint.")
     started_at: int | None
-    stop_reason: Literal["early_stopping"] | None = Field(
-        description="Why a job succeeded before its last step: evaluations did not improve any more."
+    stop_reason: StopReason | None = Field(
+        description="Why a job succeeded before its last step: evaluations did not improve any more, or its budget was "
+        "used up."
     )
     eval: dict[str, Any]
     checkpointing: dict[str, Any]
@@ -314,8 +325,10 @@ def _phase(job: Job, state: State) -> Phase | None:
     return _PHASES.get(state)
 
 
-def _stop_reason(job: Job, state: State) -> Literal["early_stopping"] | None:
+def _stop_reason(job: Job, state: State) -> StopReason | None:
     stopped = state == State.SUCCEEDED and job.last_step < job.total_steps
+    if stopped and job.pause_code == "budget_exceeded":
+        return "budget_exceeded"
     return "early_stopping" if stopped and job.recipe.get("early_stopping") else None
 
 

@@ -51,6 +51,15 @@ def require_job(ctx: Context, session: Session, project_id: str) -> None:
         raise _insufficient(used_up)
 
 
+def require_own_budget(session: Session, job_id: str) -> None:
+    """Refuse to go on with a job whose own budget is used up. Raises InsufficientQuota."""
+    used_up = budgets.exceeded(session, job_id)
+    if used_up is not None:
+        name, words = used_up
+        message = f"{words[0].upper()}{words[1:]}: raise rl.budget.{name} first, with PATCH."
+        raise InsufficientQuota(message, f"rl.budget.{name}")
+
+
 def require_file(ctx: Context, session: Session, project_id: str, size: int) -> None:
     """Refuse one more file of `size` bytes. Raises InsufficientQuota."""
     limits = limits_of(ctx, session, project_id)
@@ -105,12 +114,12 @@ def _insufficient(used_up: str) -> InsufficientQuota:
 
 
 def hold_budgets(session: Session) -> list[str]:
-    """Pause the jobs of projects whose budget is used up; their ids. For the reconciler."""
-    paused: list[str] = []
+    """Pause jobs whose own budget is used up, and those of projects whose is; their ids. For the reconciler."""
+    paused = budgets.pause_overrunning(session)
     for project_id, limits in projects.limited(session, *BUDGETS):
         used_up = over_budget(session, project_id, limits)
         if used_up is not None:
-            paused += budgets.pause(session, project_id, JobError("budget_exceeded", used_up))
+            paused += budgets.pause(session, project_id, JobError(budgets.EXCEEDED, used_up))
     return paused
 
 

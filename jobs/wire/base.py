@@ -21,7 +21,6 @@ _CODES = {
 _PLANNED = {
     "base_model",
     "resume_from",
-    "budget",
     "dry_run",
     "at_start",
     "response_format",

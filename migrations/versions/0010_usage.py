@@ -1,14 +1,17 @@
-"""What judges took, by step; completions by project and time."""
+"""What judges took, by step; completions by project and time; budgets of jobs."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0010"
 down_revision = "0007"
 branch_labels = None
 depends_on = None
+
+JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 # Until now only metrics told it: of a step that was repeated, what it took the last time.
 _TOLD = """
@@ -36,4 +39,5 @@ def upgrade() -> None:
     op.create_index("ix_judge_usage_project_id_created_at", "judge_usage", ["project_id", "created_at"], unique=False)
     op.create_index("ix_judge_usage_job_id", "judge_usage", ["job_id"], unique=False)
     op.execute(sa.text(_TOLD))
+    op.add_column("jobs", sa.Column("budget", JSON, nullable=True))
     op.create_index("ix_completions_project_id_finished_at", "completions", ["project_id", "finished_at"], unique=False)
