@@ -61,6 +61,13 @@ class BudgetObject(BaseModel):
     on_exceed: OnExceed
 
 
+class ResumeObject(BaseModel):
+    """What a job was asked to go on from."""
+
+    checkpoint: str
+    load_optimizer: bool
+
+
 class PauseReason(BaseModel):
     """Why the service paused a job."""
 
@@ -100,6 +107,7 @@ class JobDetails(BaseModel):
     """`rl`: what OpenAI's job object has no place for."""
 
     base: JobBase
+    resume_from: ResumeObject | None
     priority: PriorityName
     resources: ResourcesObject
     budget: BudgetObject
@@ -282,6 +290,7 @@ def _details(job: Job, state: State, waiting: Waiting | None) -> JobDetails:
         base=JobBase.model_validate(
             {"model": job.base, "checkpoint": job.start_checkpoint_id, "lineage": job.lineage or []}
         ),
+        resume_from=_resume_from(job),
         **scheduling.of_job(job),
         source_job=job.source_job_id,
         queue_position=queued.position if queued else None,
@@ -302,6 +311,11 @@ def _details(job: Job, state: State, waiting: Waiting | None) -> JobDetails:
         max_error_rate=grading.max_error_rate,
         sample_log=job.recipe["sample_log"],
     )
+
+
+def _resume_from(job: Job) -> ResumeObject | None:
+    asked = ((job.request or {}).get("rl") or {}).get("resume_from")
+    return None if asked is None else ResumeObject.model_validate({"load_optimizer": True} | asked)
 
 
 def _failure(job: Job, state: State) -> FailureObject | None:

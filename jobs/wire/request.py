@@ -179,8 +179,21 @@ class Scheduling(Wire):
     )
 
 
+class ResumeBlock(Wire):
+    """`rl.resume_from`: another job's checkpoint to go on from."""
+
+    checkpoint: str = Field(
+        min_length=1, max_length=512, description="By id or model id. `model` must be that of the job that made it."
+    )
+    load_optimizer: bool = Field(
+        True, description="Go on with its step and optimizer. False: its weights alone, a new optimizer, from step 1."
+    )
+
+
 class Extensions(Scheduling):
     """`rl`: what OpenAI's API has no place for."""
+
+    resume_from: ResumeBlock | None = Field(None, description="Go on from a checkpoint of another job (jobs.md).")
 
     eval: EvalBlock = Field(default_factory=EvalBlock)
     checkpointing: CheckpointingBlock = Field(default_factory=CheckpointingBlock)

@@ -287,6 +287,7 @@ HYPER = "method.reinforcement.hyperparameters"
         ),
         (reinforcement(num_inner_updates=3), f"{HYPER}.num_inner_updates", "invalid_value", "divide batch_size"),
         (reinforcement(eval_interval=1, rl={"eval": {"interval": 1}}), f"{HYPER}.eval_interval", "invalid_value", ""),
+        (reinforcement(rl={"base_model": {}}), "rl.base_model", "unsupported_parameter", "name it as model"),
         (reinforcement(rl={"bugdet": {}}), "rl.bugdet", "unknown_parameter", "bugdet"),
         (reinforcement() | {"modle": "x"}, "modle", "unknown_parameter", "modle"),
         ({"training_file": "file-1"}, "model", "missing_required_parameter", "required"),
