@@ -275,7 +275,13 @@ class UpdateJob(StorableWire):
     rl: ChangedExtensions = Field(default_factory=ChangedExtensions)
 
 
+Never = Annotated[None, BeforeValidator(lambda value: refuse(value if value is None else [value]))]
+"""Only null passes."""
+
+
 class UpdateCheckpoint(Wire):
     """What can be changed about a checkpoint."""
 
     pinned: bool = Field(description="Keep it until it is unpinned.")
+    name: Never = Field(None, description="Not supported: names do not change.")
+    ttl: Never = Field(None, description="Not supported: `rl.checkpointing` of the job says what is kept.")

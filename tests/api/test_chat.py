@@ -19,9 +19,12 @@ import sqlalchemy as sa
 from jobs.ids import COMPLETION, new_id
 from jobs.repositories import completions, generators, projects
 from jobs.repositories.completions import Claimed
+from jobs.services import keys
 from jobs.tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT, Completion
+from tests.api.tenants import SETTINGS, Tenants
 from tests.generating import HELLO, Chat, body, chatting, chunks_of, copied
 from tests.running import wait_until
+from tests.service import Service
 
 pytestmark = pytest.mark.timeout(240)  # a serving process loads PyTorch
 MANY_TOKENS = 10_000_000
@@ -239,6 +242,26 @@ def test_tuned_models_and_checkpoints_answer_with_their_own_weights(
     assert texts != {content(chat.ask(seed=1))}
     answer = chat.ask(model=checkpoint_id)
     assert answer.json()["model"] == checkpoint_id, "as the request named it"
+
+
+def test_another_project_chats_with_what_is_shared_with_it(lonely: Callable[..., Chat], other_model: Path) -> None:
+    chat = lonely(**SETTINGS)
+    chat.start_generator()
+    admin = keys.create_admin(chat.ctx, DEFAULT_ORGANIZATION, name="root", expires_in_s=None, by=None)
+    tenants = Tenants(Service(chat.url, chat.ctx, chat.server), admin.value)
+    name, checkpoint_id = chat.checkpoint(other_model)
+    project = tenants.project("other")
+    key = tenants.key(project, "inference")["value"]
+    asked = {"model": f"{name}:ckpt-step-5"}
+    with tenants.http(key) as http:
+        assert error(http.post("/v1/chat/completions", json=body(**asked)))[:2] == (404, "model_not_found")
+        with tenants.http(admin.value) as owner:
+            url = f"/v1/fine_tuning/checkpoints/{checkpoint_id}/permissions"
+            owner.post(url, json={"project_ids": [project]}).raise_for_status()
+        shared = content(http.post("/v1/chat/completions", json=body(**asked, seed=1)))
+        assert shared != content(http.post("/v1/chat/completions", json=body(seed=1)))
+        whole_model = http.post("/v1/chat/completions", json=body(model=name))
+        assert error(whole_model)[:2] == (404, "model_not_found"), "one checkpoint was shared, not the job's result"
 
 
 def test_a_lora_adapter_answers_over_its_base(chat: Chat, adapter_only: Path) -> None:
