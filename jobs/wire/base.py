@@ -21,7 +21,6 @@ _CODES = {
 _PLANNED = {
     "base_model",
     "dry_run",
-    "at_start",
     "response_format",
 }
 _INSTEAD = {

@@ -121,6 +121,7 @@ class EvalBlock(Wire):
     samples: Annotated[int | None, Field(ge=1)] = None
     batch_size: int = Field(EvaluationSpec().batch_size, ge=1, description="Prompts decoded at once.")
     answers: int = Field(1, ge=1, le=64, description="Sampled answers per prompt, the k of pass@k; needs a grader.")
+    at_start: bool = Field(True, description="Also evaluate before the first step.")
 
 
 class CheckpointingBlock(Wire):

@@ -185,7 +185,7 @@ class TestResolving:
     def test_extensions(self) -> None:
         stopping = {"patience": 2, "min_delta": 0.1, "warmup_evals": 1, "metric": "loss"}
         rl = {
-            "eval": {"interval": 3, "samples": 99, "batch_size": 7, "answers": 4},
+            "eval": {"interval": 3, "samples": 99, "batch_size": 7, "answers": 4, "at_start": False},
             "checkpointing": {
                 "every_steps": 2,
                 "keep_last": 9,
@@ -366,5 +366,6 @@ def test_evaluation_settings_need_a_validation_file() -> None:
         ("rl.early_stopping", {"early_stopping": {"patience": 1}}),
         ("rl.checkpointing.best_metric", {"checkpointing": {"best_metric": "loss"}}),
         ("rl.eval.answers", {"eval": {"answers": 2}}),
+        ("rl.eval.at_start", {"eval": {"at_start": False}}),
     ):
         assert refused(reinforcement(rl=rl), validation=None)[1] == name
