@@ -26,6 +26,7 @@ from jobs.errors import RateLimited, Unauthorized, Unavailable
 from jobs.limits import ProjectLimits
 from jobs.repositories import projects
 from jobs.repositories.keys import Found
+from jobs.scopes import expand
 from jobs.services import keys
 from jobs.tables import DEFAULT_PROJECT
 
@@ -118,7 +119,7 @@ class Keyring:
             organization_id=found.organization_id,
             key_id=found.id,
             project_id=found.project_id,
-            scopes=frozenset(found.scopes),
+            scopes=frozenset(expand(found.scopes)),  # a stored key may be older than a scope that its own imply
             admin=found.project_id is None,
             limits=ProjectLimits.stored(found.limits).over(self._ctx.settings),
         )

@@ -24,7 +24,7 @@ from redis.asyncio import ConnectionPool
 from starlette.requests import Request
 
 from api.exchange import exchange_of
-from jobs.errors import RateLimited
+from jobs.errors import NeverFits, RateLimited
 
 _ANSWER_S = 0.5
 _AWAY_S = 5.0  # how long Redis is left alone after it failed
@@ -145,7 +145,12 @@ async def _asked(limiter: MovingWindowRateLimiter, name: str, limit: int, who: s
 
 
 async def charge_tokens(request: Request, tokens: int) -> None:
-    """Count the tokens an inference request will take at most, and tell in its headers. Raises RateLimited."""
+    """Count the tokens an inference request will take at most, and tell in its headers.
+
+    Raises:
+        RateLimited: so many are not left now.
+        NeverFits: so many there never are.
+    """
     exchange = exchange_of(request.scope)
     caller = exchange.caller
     limit = caller.limits.inference_tokens_per_minute if caller is not None else None
@@ -154,6 +159,8 @@ async def charge_tokens(request: Request, tokens: int) -> None:
     rates: Rates = request.app.state.rates
     window = await rates.take("tokens", limit, caller.project_id or "", tokens)
     exchange.headers += window.headers("tokens")
+    if tokens > limit:
+        raise NeverFits(f"Request too large: {tokens} tokens, and the limit is {limit} a minute. Ask for fewer.")
     if not window.allowed:
         raise RateLimited(f"Rate limit reached: {limit} tokens a minute, {tokens} asked for.", window.reset_s, "tokens")
 

@@ -193,12 +193,13 @@ Method = Annotated[Reinforcement | Supervised | Dpo, Field(discriminator="type")
 
 
 class EvaluationSpec(Strict):
-    """When and on how much of the validation file the policy is evaluated (always at step 0 and at the end)."""
+    """When and on how much of the validation file the policy is evaluated (always at the end)."""
 
     interval: int | None = Field(None, ge=1, description="Steps between evaluations; None = first and last only.")
     samples: int | None = Field(None, ge=1, description="Rows of the validation file used; None = all.")
     batch_size: int = Field(256, ge=1, description="Prompts decoded at once; never changes the result.")
     answers: int = Field(1, ge=1, description="Sampled answers per prompt, the k of pass@k.")
+    at_start: bool = Field(True, description="Also before the first step.")
 
 
 class CheckpointingSpec(Strict):

@@ -131,6 +131,18 @@ class RateLimited(ServiceError):
         return {"retry-after": str(max(math.ceil(self.wait_s), 1))}
 
 
+class NeverFits(ServiceError):
+    """One request asks for more tokens than a minute has: waiting cannot help."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "tokens"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}
+
+
 class TooLarge(ServiceError):
     """The body exceeds a limit."""
 

@@ -87,8 +87,8 @@ FAILURES: dict[str, Failure] = {
         True,
     ),
     "budget_exceeded": Failure(
-        "The project has used up its accelerator time or its judge tokens of this month.",
-        "Ask for a higher limit or wait for the next month, then resume the job.",
+        "The job has used up its rl.budget, or the project its accelerator time or judge tokens of this month.",
+        "Raise rl.budget with PATCH, or ask for a higher limit or wait for the next month; then resume the job.",
         True,
     ),
     "storage_unavailable": Failure(

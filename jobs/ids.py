@@ -14,6 +14,7 @@ PROJECT, PERMISSION, AUDIT = "proj_", "cp_", "audit_log-"
 COMPLETION = "chatcmpl-"
 UPLOAD, PART, REQUEST = "upload_", "part_", "request_"
 ENDPOINT = "we_"
+JUDGED = "judged_"
 _TAIL = re.compile(r"[0-9a-f]{32}")
 
 

@@ -31,6 +31,7 @@ class ProjectLimits(BaseModel):
         None, description="Accelerator-seconds of all attempts in a calendar month (UTC). Exceeding it pauses jobs."
     )
     judge_tokens_per_month: Limit = Field(None, description="Tokens of judges in a month; exceeding it pauses jobs.")
+    inference_tokens_per_month: Limit = Field(None, description="Tokens of prompts and answers of chats in a month.")
     read_requests_per_minute: Rate = None
     write_requests_per_minute: Rate = None
     inference_requests_per_minute: Rate = None

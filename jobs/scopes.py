@@ -1,4 +1,5 @@
-"""What a project's key may do. Who may write a kind of object may read it, too."""
+"""What a project's key may do. Who may write a kind of object may read it, too, and who may store graders may run
+them."""
 
 from __future__ import annotations
 
@@ -6,7 +7,16 @@ from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 Scope = Literal[
-    "files:read", "files:write", "jobs:read", "jobs:write", "models:read", "models:write", "graders:write", "inference"
+    "files:read",
+    "files:write",
+    "jobs:read",
+    "jobs:write",
+    "models:read",
+    "models:write",
+    "graders:read",
+    "graders:run",
+    "graders:write",
+    "inference",
 ]
 Preset = Literal["all", "read_only"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -23,6 +33,8 @@ def expand(wanted: Collection[str]) -> list[str]:
     for name in wanted:
         found |= next((scopes for preset, scopes in PRESETS.items() if preset == name), frozenset({name}))
     implied = {scope.replace(":write", ":read") for scope in found}
+    if "graders:write" in found:
+        implied.add("graders:run")
     return [scope for scope in SCOPES if scope in found | implied]
 
 

@@ -2,7 +2,8 @@
 
 Every table that belongs to a user carries or reaches a `project_id`. Schema changes go through `migrations/`; a test
 holds that the migrations produce exactly these tables. Tenants, their keys and the audit log: `jobs.tenant_tables`;
-uploads in parts, and requests that make something once: `jobs.request_tables`; webhooks: `jobs.webhook_tables`.
+uploads in parts, and requests that make something once: `jobs.request_tables`; what judges took: `jobs.usage_tables`;
+webhooks: `jobs.webhook_tables`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from jobs.base import Base
 from jobs.request_tables import Part, RequestRow, Upload  # importing it declares its tables
 from jobs.tenant_tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT  # importing it declares its tables, too
-from jobs.webhook_tables import Delivery, WebhookEndpoint  # importing it declares its tables
+from jobs.usage_tables import JudgeUsage  # the same
+from jobs.webhook_tables import Delivery, WebhookEndpoint  # the same
 
 __all__ = [
     "DEFAULT_ORGANIZATION",
@@ -23,12 +25,13 @@ __all__ = [
     "SCHEMA",
     "Base",
     "Delivery",
+    "JudgeUsage",
     "Part",
     "RequestRow",
     "Upload",
     "WebhookEndpoint",
 ]
-SCHEMA = "0008"
+SCHEMA = "0009"
 """The newest migration."""
 
 
@@ -120,6 +123,8 @@ class Job(Base):
     """Accelerator class asked for (`jobs.resources`); None = any."""
     max_runtime_s: Mapped[float | None]
     """Seconds the job's attempts may take together."""
+    budget: Mapped[dict[str, Any] | None]
+    """gpu_seconds, judge_tokens (None = any), on_exceed; None without a limit."""
 
     state: Mapped[str]
     desired: Mapped[str]
@@ -349,6 +354,7 @@ class Completion(Base):
     __table_args__ = (
         sa.Index(None, "state", "created_at"),
         sa.Index(None, "project_id", "state"),
+        sa.Index(None, "project_id", "finished_at"),
         sa.Index(None, "finished_at"),
     )
 

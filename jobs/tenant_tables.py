@@ -1,7 +1,7 @@
 """The tables of tenants: organisations, projects, keys, who a checkpoint is shared with, and the audit log.
 
 An installation has one organisation, which the migration makes together with its first project; what belongs to a
-project names it by `project_id`. Usage is nowhere counted along: `jobs.repositories.usage` computes it from rows.
+project names it by `project_id`. `jobs.repositories.usage` computes what it used from rows.
 """
 
 from __future__ import annotations

@@ -98,12 +98,12 @@ def _fewest_steps(recipe: Recipe) -> int:
 
 
 def _evaluations(recipe: Recipe, steps: Range, validation_rows: int | None) -> Range:
-    """Before the first step, each interval, and after the last."""
+    """Before the first step if asked for, each interval, and after the last."""
     if not validation_rows:
         return Range(0, 0)
-    interval = recipe.evaluation.interval
+    interval, first = recipe.evaluation.interval, int(recipe.evaluation.at_start)
     bounds = (steps.low, steps.high)
-    return Range(*(1 + (1 if interval is None else math.ceil(count / interval)) for count in bounds))
+    return Range(*(first + (1 if interval is None else math.ceil(count / interval)) for count in bounds))
 
 
 def _times(one: Range, other: Range) -> Range:

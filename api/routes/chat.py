@@ -23,6 +23,7 @@ from api.completions import News, Waiters, Watch
 from api.deps import Ctx, Infers
 from api.errors import RESPONSES
 from api.json_body import JsonRoute
+from api.rates import charge_tokens
 from api.schemas.chat import ChatCompletion, Chunks, chat_completion, event
 from jobs.context import Context
 from jobs.errors import ServiceError, TimedOut
@@ -45,7 +46,11 @@ async def create_chat_completion(body: ChatRequest, request: Request, ctx: Ctx, 
 
     With `stream` the answer comes as OpenAI's chunks, one for each finished block of tokens. `diffusion` says how it is
     decoded. A caller that disconnects cancels its request.
+
+    Where tokens a minute are limited, a request counts with its longest answer and a quarter of its prompt's bytes, and
+    the answer has the `x-ratelimit-*-tokens` headers.
     """
+    await charge_tokens(request, completions.most_tokens(body))
     completion = await run_in_threadpool(completions.create, ctx, project, body)
     waiters: Waiters = request.app.state.waiters
     exchange = _Exchange(ctx, waiters, waiters.watch(completion), request)

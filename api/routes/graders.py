@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api.deps import After, Ctx, Limit, WritesGraders
+from api.deps import After, Ctx, Limit, ReadsGraders, RunsGraders, WritesGraders
 from api.errors import RESPONSES
 from api.json_body import JsonRoute
 from api.schemas.graders import (
@@ -31,7 +31,7 @@ Version = Annotated[int | None, Query(ge=1, description="Default: the newest.")]
 
 @router.post("/alpha/graders/run")
 @router.post("/graders/run")
-def run_grader(body: RunGrader, ctx: Ctx, project: WritesGraders) -> GraderRun:
+def run_grader(body: RunGrader, ctx: Ctx, project: RunsGraders) -> GraderRun:
     """Grade one sample. A grader that fails answers with status 200 as well: its error flags are set, its reward is 0.
 
     The service runs so many graders at a time and answers 503 with Retry-After beyond.
@@ -41,7 +41,7 @@ def run_grader(body: RunGrader, ctx: Ctx, project: WritesGraders) -> GraderRun:
 
 @router.post("/alpha/graders/validate")
 @router.post("/graders/validate")
-def validate_grader(body: ValidateGrader, ctx: Ctx, project: WritesGraders) -> ValidatedGrader:
+def validate_grader(body: ValidateGrader, ctx: Ctx, project: RunsGraders) -> ValidatedGrader:
     """Check a grader: fields, templates, formula, source, secrets, and that it can run here.
 
     `param` of the error says what is wrong.
@@ -50,7 +50,7 @@ def validate_grader(body: ValidateGrader, ctx: Ctx, project: WritesGraders) -> V
 
 
 @router.post("/graders/run_batch")
-def run_grader_batch(body: RunGraderBatch, ctx: Ctx, project: WritesGraders) -> GraderBatchRun:
+def run_grader_batch(body: RunGraderBatch, ctx: Ctx, project: RunsGraders) -> GraderBatchRun:
     """Grade up to 256 samples, or rows of a file that hold an answer each, with statistics."""
     return batch_run(grader_runs.run_batch(ctx, project, body))
 
@@ -62,13 +62,13 @@ def create_grader(body: StoreGrader, ctx: Ctx, project: WritesGraders) -> Grader
 
 
 @router.get("/graders")
-def list_graders(ctx: Ctx, project: WritesGraders, after: After = None, limit: Limit = 20) -> ListOf[GraderObject]:
+def list_graders(ctx: Ctx, project: ReadsGraders, after: After = None, limit: Limit = 20) -> ListOf[GraderObject]:
     """List stored graders, newest first, each in its newest version."""
     return list_of(stored_graders.page(ctx, project, after=after, limit=limit), grader_object)
 
 
 @router.get("/graders/{grader_id}")
-def retrieve_grader(grader_id: str, ctx: Ctx, project: WritesGraders, version: Version = None) -> GraderObject:
+def retrieve_grader(grader_id: str, ctx: Ctx, project: ReadsGraders, version: Version = None) -> GraderObject:
     """A stored grader in one version."""
     return grader_object(stored_graders.get(ctx, project, grader_id, version))
 
@@ -90,7 +90,7 @@ def create_grader_version(grader_id: str, body: StoreGraderVersion, ctx: Ctx, pr
 def list_grader_versions(
     grader_id: str,
     ctx: Ctx,
-    project: WritesGraders,
+    project: ReadsGraders,
     after: Annotated[int | None, Query(ge=1, description="Number of the last version of the page before.")] = None,
     limit: Limit = 20,
 ) -> GraderVersions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from api.deps import Ctx, WritesGraders
+from api.deps import Ctx, ReadsGraders, WritesGraders
 from api.errors import RESPONSES
 from api.json_body import JsonRoute
 from api.schemas.graders import SecretDeleted, SecretList, SecretObject, secret_object
@@ -21,7 +21,7 @@ def set_secret(body: StoreSecret, ctx: Ctx, project: WritesGraders) -> SecretObj
 
 
 @router.get("")
-def list_secrets(ctx: Ctx, project: WritesGraders) -> SecretList:
+def list_secrets(ctx: Ctx, project: ReadsGraders) -> SecretList:
     """Names and times of the stored secrets."""
     return SecretList(data=[secret_object(row) for row in secrets.list_all(ctx, project)])
 

@@ -19,7 +19,7 @@ Time = Annotated[int | None, Query(ge=0, le=_LATEST, description="Unix seconds."
 
 @router.get("/usage")
 def show_usage(ctx: Ctx, project: ReadsJobs, start_time: Time = None, end_time: Time = None) -> UsageObject:
-    """Accelerator-seconds, judge tokens and uploads by day (UTC) and by job; by default of this month."""
+    """Accelerator-seconds, tokens and uploads by day (UTC), and by job; by default of this month."""
     return usage_object(project, usage.report(ctx, project, start_time, end_time))
 
 

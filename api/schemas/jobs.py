@@ -14,7 +14,7 @@ from jobs.repositories.queue import Waiting
 from jobs.services import scheduling
 from jobs.states import State, WireStatus, wire_status
 from jobs.tables import DEFAULT_ORGANIZATION, Event, Job, LogLine, Sample
-from jobs.wire.request import PriorityName
+from jobs.wire.request import OnExceed, PriorityName
 
 Phase = Literal[
     "validating",
@@ -29,6 +29,7 @@ Phase = Literal[
     "pausing",
     "cancelling",
 ]
+StopReason = Literal["early_stopping", "budget_exceeded"]
 _PHASES: dict[State, Phase] = {
     State.VALIDATING: "validating",
     State.CANCELLING: "cancelling",
@@ -50,6 +51,21 @@ class ResourcesObject(BaseModel):
     gpus: int
     gpu_type: str | None
     max_runtime_s: float | None
+
+
+class BudgetObject(BaseModel):
+    """What a job may use, and what happens then."""
+
+    gpu_seconds: float | None
+    judge_tokens: int | None
+    on_exceed: OnExceed
+
+
+class ResumeObject(BaseModel):
+    """What a job was asked to go on from."""
+
+    checkpoint: str
+    load_optimizer: bool
 
 
 class PauseReason(BaseModel):
@@ -91,8 +107,10 @@ class JobDetails(BaseModel):
     """`rl`: what OpenAI's job object has no place for."""
 
     base: JobBase
+    resume_from: ResumeObject | None
     priority: PriorityName
     resources: ResourcesObject
+    budget: BudgetObject
     webhook_url: str | None
     source_job: str | None = Field(description="The job that this one retries or was cloned from.")
     queue_position: int | None = Field(
@@ -107,8 +125,9 @@ class JobDetails(BaseModel):
     attempt: int = Field(description="Times a worker has taken the job.")
     attempts_left: int = Field(description="Crashes it may still have before the next checkpoint.")
     started_at: int | None
-    stop_reason: Literal["early_stopping"] | None = Field(
-        description="Why a job succeeded before its last step: evaluations did not improve any more."
+    stop_reason: StopReason | None = Field(
+        description="Why a job succeeded before its last step: evaluations did not improve any more, or its budget was "
+        "used up."
     )
     eval: dict[str, Any]
     checkpointing: dict[str, Any]
@@ -271,6 +290,7 @@ def _details(job: Job, state: State, waiting: Waiting | None) -> JobDetails:
         base=JobBase.model_validate(
             {"model": job.base, "checkpoint": job.start_checkpoint_id, "lineage": job.lineage or []}
         ),
+        resume_from=_resume_from(job),
         **scheduling.of_job(job),
         source_job=job.source_job_id,
         queue_position=queued.position if queued else None,
@@ -291,6 +311,11 @@ def _details(job: Job, state: State, waiting: Waiting | None) -> JobDetails:
         max_error_rate=grading.max_error_rate,
         sample_log=job.recipe["sample_log"],
     )
+
+
+def _resume_from(job: Job) -> ResumeObject | None:
+    asked = ((job.request or {}).get("rl") or {}).get("resume_from")
+    return None if asked is None else ResumeObject.model_validate({"load_optimizer": True} | asked)
 
 
 def _failure(job: Job, state: State) -> FailureObject | None:
@@ -314,8 +339,10 @@ def _phase(job: Job, state: State) -> Phase | None:
     return _PHASES.get(state)
 
 
-def _stop_reason(job: Job, state: State) -> Literal["early_stopping"] | None:
+def _stop_reason(job: Job, state: State) -> StopReason | None:
     stopped = state == State.SUCCEEDED and job.last_step < job.total_steps
+    if stopped and job.pause_code == "budget_exceeded":
+        return "budget_exceeded"
     return "early_stopping" if stopped and job.recipe.get("early_stopping") else None
 
 

@@ -16,7 +16,8 @@ class DayObject(BaseModel):
     start_time: int
     end_time: int
     gpu_seconds: float
-    judge_tokens: int
+    judge_tokens: int = Field(description="Of jobs, and of graders run outside of them.")
+    inference_tokens: int = Field(description="Prompts and answers of chat completions; known for 93 days.")
     files: int = Field(description="Uploaded that day and still kept.")
     file_bytes: int = Field(description="Of those files.")
 
@@ -40,6 +41,7 @@ class UsageObject(BaseModel):
         description="Accelerators times seconds; a CPU worker's processes count as accelerators."
     )
     judge_tokens: int
+    inference_tokens: int
     days: list[DayObject]
     jobs: list[JobUsageObject] = Field(description="The most first.")
 
@@ -68,6 +70,7 @@ def usage_object(project_id: str, found: Report) -> UsageObject:
             end_time=int(day.span.end),
             gpu_seconds=day.gpu_seconds,
             judge_tokens=day.judge_tokens,
+            inference_tokens=day.inference_tokens,
             files=day.files,
             file_bytes=day.file_bytes,
         )
@@ -79,6 +82,7 @@ def usage_object(project_id: str, found: Report) -> UsageObject:
         end_time=int(found.span.end),
         gpu_seconds=sum(day.gpu_seconds for day in days),
         judge_tokens=sum(day.judge_tokens for day in days),
+        inference_tokens=sum(day.inference_tokens for day in days),
         days=days,
         jobs=[
             JobUsageObject(job=each.job_id, gpu_seconds=each.gpu_seconds, judge_tokens=each.judge_tokens)

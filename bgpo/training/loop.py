@@ -88,7 +88,7 @@ class Run:
         if self.cluster.is_main:
             recipe = spec.recipe().model_dump(mode="json")
             self.reporter.attach(open_sinks(spec.sinks, recipe, output_dir=Path(spec.output_dir), step=step))
-        if step == 0:
+        if step == 0 and spec.evaluation.at_start:
             self._evaluate(0)
         return self._steps(step)
 

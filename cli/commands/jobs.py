@@ -70,7 +70,7 @@ def resume(job_id: str, url: Url = DEFAULT_URL) -> None:
 @app.command()
 def retry(
     job_id: str,
-    override: Annotated[Path | None, typer.Option(help='JSON: {"rl": {"priority", "resources"}}.')] = None,
+    override: Annotated[Path | None, typer.Option(help='JSON: {"rl": {"priority", "resources", "budget"}}.')] = None,
     follow: Follow = False,
     url: Url = DEFAULT_URL,
 ) -> None:

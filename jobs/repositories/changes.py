@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobs.db import now
-from jobs.repositories.usage import JUDGE_TOKENS
 from jobs.tables import Attempt, Delivery, Event, Job, LogLine, Metric, Sample
 
 _QUIET = {"synchronize_session": False}
@@ -29,10 +28,8 @@ def erase(session: Session, job_id: str) -> None:
 
     A webhook that is still to be delivered is: the job has ended, whether or not it is remembered.
     """
-    for table in (Event, Sample, LogLine):
+    for table in (Event, Metric, Sample, LogLine):
         session.execute(sa.delete(table).where(table.job_id == job_id).execution_options(**_QUIET))
-    told = (Metric.job_id == job_id, Metric.name != JUDGE_TOKENS)
-    session.execute(sa.delete(Metric).where(*told).execution_options(**_QUIET))
     sent = (Delivery.job_id == job_id, Delivery.state != "pending")
     session.execute(sa.delete(Delivery).where(*sent).execution_options(**_QUIET))
     silent = sa.update(Attempt).where(Attempt.job_id == job_id).values(error_message=None)

@@ -128,7 +128,7 @@ def to_resume(session: Session, job_id: str) -> Checkpoint | None:
     """Where a job goes on from; None = from the base model.
 
     That is the checkpoint its row names, which may be another job's; should that be damaged or gone, its own newest
-    good one; else an older good one of that other job.
+    good one; else an older good one of that other job, unless that is another project's, which shared this one alone.
     """
     named = session.scalar(
         sa.select(Checkpoint).join(Job, Job.resume_checkpoint_id == Checkpoint.id).where(Job.id == job_id)
@@ -136,7 +136,10 @@ def to_resume(session: Session, job_id: str) -> Checkpoint | None:
     if named is not None and not named.damaged:
         return named
     own = latest_good(session, job_id)
-    return own if own is not None or named is None else latest_good(session, named.job_id)
+    if own is not None or named is None:
+        return own
+    maker, here = session.get_one(Job, named.job_id), session.get_one(Job, job_id)
+    return latest_good(session, maker.id) if maker.project_id == here.project_id else None
 
 
 def set_pinned(session: Session, project_id: str, checkpoint_id: str, pinned: bool) -> Checkpoint | None:

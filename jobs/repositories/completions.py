@@ -22,7 +22,8 @@ QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed"
 OPEN = (QUEUED, RUNNING)
 MAX_FAILURES = 2
 _MAX_MESSAGE = 2048
-_FORGET_ROWS_S = 31 * 86_400.0
+_FORGET_ROWS_S = 93 * 86_400.0
+"""Usage is computed from the rows, of up to 92 days at a time (`jobs.services.usage`)."""
 _LATELY_S = 60.0
 _TRIES = 5
 
@@ -207,7 +208,7 @@ def blocks(session: Session, begin: Mapping[str, int]) -> dict[str, list[str]]:
 
 
 def forget(session: Session, keep_s: float) -> int:
-    """Forget what was asked and answered in completions that ended so long ago; a month later, the rows."""
+    """Forget what was asked and answered in completions that ended so long ago; the rows three months later."""
     quiet = {"synchronize_session": False}
     # The batch key of a row whose texts are gone is "".
     old = sa.and_(

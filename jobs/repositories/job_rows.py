@@ -40,7 +40,8 @@ def count_queued(session: Session, project_id: str) -> int:
 _ASKED = (
     "project_id", "model", "base_model", "start_checkpoint_id", "lineage",
     "training_file", "validation_file", "suffix", "tags", "seed", "method", "recipe",
-    "total_steps", "request", "webhook_url", "priority", "gpus", "gpu_type", "max_runtime_s", "request_hash",
+    "total_steps", "request", "webhook_url", "priority", "gpus", "gpu_type", "max_runtime_s", "budget",
+    "request_hash",
 )  # fmt: skip
 
 

@@ -16,14 +16,14 @@ from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.failures import JobError, canonical, explain, may_retry
-from jobs.repositories import attempts, events, files, queue
+from jobs.repositories import attempts, budgets, events, files, queue
 from jobs.repositories.attempts import start as start_attempt
 from jobs.repositories.claims import Claim, claim, claim_next
 from jobs.repositories.text import clean
 from jobs.repositories.transitions import hold, move
 from jobs.resources import Bell
 from jobs.states import ACTIVE, Actor, State, allowed
-from jobs.tables import Event, Job
+from jobs.tables import Checkpoint, Event, Job
 
 __all__ = [
     "Claim",
@@ -77,8 +77,9 @@ def finish(
 ) -> bool:
     """End the run as succeeded, failed, cancelled or paused; False when the job is not ours any more.
 
-    A job being cancelled becomes cancelled, whatever the run came to. `succeeded` needs a final checkpoint, `failed` an
-    error, and so does `paused` when nobody asked for it: then the service pauses the job because of it.
+    A job being cancelled becomes cancelled, whatever the run came to. One that pauses because of its own budget
+    succeeds with what it has, where that is to stop it. `succeeded` needs a final checkpoint, `failed` an error, and
+    so does `paused` when nobody asked for it: then the service pauses the job because of it.
     """
     current, target = hold(session, job_id, epoch), State(state)
     if current is None:
@@ -92,10 +93,12 @@ def finish(
         raise ValueError(f"a {current} job needs an error to become {target}")
     if target == State.FAILED and error is not None:
         _fail(session, job_id, Actor.WORKER, error)
+    elif target == State.PAUSED and (over := budgets.stops(session, job_id)) is not None:
+        target = _stop(session, job_id, JobError(budgets.EXCEEDED, over))
     elif target == State.PAUSED:
         _pause(session, job_id, current, error)
     else:
-        _end(session, job_id, target, Actor.WORKER)
+        _end(session, job_id, target, Actor.WORKER, pause_code=None, pause_message=None)
     attempts.close(session, job_id, epoch, target, error=error, exit_code=exit_code, signal=signal)
     return True
 
@@ -284,6 +287,19 @@ def _pause(session: Session, job_id: str, current: State, error: JobError | None
     _end(session, job_id, State.PAUSED, actor, **values)
     events.append(session, job_id, None, "warn", f"Fine-tuning job paused: {message}", data=_details(error))
     return State.PAUSED
+
+
+def _stop(session: Session, job_id: str, error: JobError) -> State:
+    """End a job with the last checkpoint it made as its result; it has failed when it made none."""
+    own = sa.select(Checkpoint).where(Checkpoint.job_id == job_id, ~Checkpoint.damaged)
+    last = session.scalar(own.order_by(Checkpoint.step.desc()).limit(1))
+    if last is None:
+        return _fail(session, job_id, Actor.WORKER, error, "there is no checkpoint yet")
+    last.final = True
+    session.flush()
+    message = f"Stopped at step {last.step}: {error.message}"
+    events.append(session, job_id, None, "warn", message, data=_details(error))
+    return _end(session, job_id, State.SUCCEEDED, Actor.WORKER, final_checkpoint_id=last.id)
 
 
 def _known(error: JobError | None) -> JobError | None:

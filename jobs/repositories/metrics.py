@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from jobs.db import now
-from jobs.repositories import events, jobs
+from jobs.repositories import events, jobs, judge_usage
 from jobs.repositories.dialect import is_postgresql
 from jobs.states import State
 from jobs.tables import Metric
@@ -102,12 +102,14 @@ def record_step(
     data: dict[str, Any],
 ) -> bool:
     """Store the values of a step and tell of it, once: a step that is replayed after a resume has its event already.
+    What its judges took counts each time.
 
     False when `epoch` no longer holds the job.
     """
     told = sa.exists().where(Metric.job_id == job_id, Metric.step == step, Metric.split == split)
     if jobs.hold(session, job_id, epoch) is None:
         return False
+    judge_usage.add_step(session, job_id, epoch, step, split, values)
     known = session.scalar(sa.select(told))
     if not upsert(session, job_id, epoch, step, split, values):
         return False

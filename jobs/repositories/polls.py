@@ -22,7 +22,7 @@ FROZEN = frozenset(
     {"created_at", "idempotency_key", "request_hash", "model", "training_file", "validation_file", "suffix", "metadata"}
     | {"base_model", "start_checkpoint_id", "lineage"}
     | {"seed", "method", "recipe", "tuned_model", "total_steps", "request", "source_job_id", "max_attempts"}
-    | {"deleted_at", "result_files"}
+    | {"deleted_at", "result_files", "budget"}
 )
 """Columns nobody writes after the insert without counting up `revision`, or only together with the state
 (`result_files`). A new column that is not named here is a part of the version by itself."""

@@ -1,4 +1,4 @@
-"""What a project has used, computed from its rows: files, attempts, metrics. Nothing is counted along."""
+"""What a project has used, computed from its rows: files, attempts, completions, what judges took."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobs.db import now
+from jobs.repositories.judge_usage import TOKENS
 from jobs.states import ACTIVE, State
-from jobs.tables import Attempt, File, Job, Metric, Upload
+from jobs.tables import Attempt, Completion, File, Job, JudgeUsage, Upload
 
-JUDGE_TOKENS = "judge_tokens"
-"""The metric that says how many tokens judges took in a step."""
 DAY_S = 86_400.0
 
 
@@ -60,8 +59,18 @@ def gpu_seconds(session: Session, project_id: str, span: Span) -> float:
 
 
 def judge_tokens(session: Session, project_id: str, span: Span) -> int:
-    """Tokens judges took for the jobs of a project in a span."""
-    return sum(_tokens(session, project_id, span).values())
+    """Tokens judges took for a project in a span, in its jobs and in graders it ran outside of them."""
+    total = sa.func.coalesce(sa.func.sum(TOKENS), 0)
+    return int(session.scalars(sa.select(total).where(*_judged(project_id, span))).one())
+
+
+def inference_tokens(session: Session, project_id: str, span: Span) -> int:
+    """Tokens of prompts and answers of a project's chat completions that were answered in a span."""
+    total: sa.ColumnElement[int] = sa.func.coalesce(
+        sa.func.sum(Completion.prompt_tokens + Completion.completion_tokens), 0
+    )
+    when = (Completion.finished_at >= span.start, Completion.finished_at < span.end)
+    return int(session.scalars(sa.select(total).where(Completion.project_id == project_id, *when)).one())
 
 
 def by_job(session: Session, project_id: str, span: Span) -> list[JobUsage]:
@@ -115,7 +124,12 @@ def _in(project_id: str, span: Span) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _tokens(session: Session, project_id: str, span: Span) -> dict[str, int]:
-    where = (Job.project_id == project_id, Metric.name == JUDGE_TOKENS)
-    when = (Metric.created_at >= span.start, Metric.created_at < span.end)
-    total = sa.select(Job.id, sa.func.sum(Metric.value)).select_from(Metric).join(Job, Job.id == Metric.job_id)
-    return {job_id: int(value) for job_id, value in session.execute(total.where(*where, *when).group_by(Job.id))}
+    """By job."""
+    total = sa.select(JudgeUsage.job_id, sa.func.sum(TOKENS)).where(*_judged(project_id, span))
+    rows = session.execute(total.group_by(JudgeUsage.job_id))
+    return {job_id: int(value) for job_id, value in rows if job_id is not None}
+
+
+def _judged(project_id: str, span: Span) -> tuple[sa.ColumnElement[bool], ...]:
+    when = (JudgeUsage.created_at >= span.start, JudgeUsage.created_at < span.end)
+    return JudgeUsage.project_id == project_id, *when

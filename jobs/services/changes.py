@@ -7,11 +7,12 @@ from typing import Any
 from jobs.context import Context
 from jobs.errors import InvalidRequest, InvalidState, NotFound
 from jobs.repositories import changes, checkpoints, events, files, job_rows
+from jobs.services import scheduling
 from jobs.services.files import forget
 from jobs.services.retention import delete_files
 from jobs.states import TERMINAL, State, wire_status
 from jobs.tables import Job
-from jobs.wire.request import PRIORITIES, UpdateJob
+from jobs.wire.request import PRIORITIES, BudgetBlock, UpdateJob
 
 
 def update(ctx: Context, project_id: str, job_id: str, body: UpdateJob) -> Job:
@@ -33,6 +34,11 @@ def update(ctx: Context, project_id: str, job_id: str, body: UpdateJob) -> Job:
         if body.rl.priority is not None:
             values["priority"] = PRIORITIES[body.rl.priority]
             told.append(f"priority {body.rl.priority}")
+        budget = body.rl.budget.model_dump(exclude_unset=True)
+        if budget:
+            wish = BudgetBlock.model_validate((job.budget or {}) | budget)
+            values["budget"] = scheduling.budget_column(wish)
+            told += [f"budget {name} {'unlimited' if value is None else value}" for name, value in budget.items()]
         keep = body.rl.checkpointing.model_dump(exclude_none=True)
         if keep:
             if job.request is None:

@@ -18,7 +18,7 @@ from jobs.context import Context
 from jobs.errors import GenerationFailed, InvalidRequest, NoCapacity, NotFound, ServiceError, TimedOut
 from jobs.ids import COMPLETION, new_id
 from jobs.repositories import completions, generators
-from jobs.services import base_models, tuned_models
+from jobs.services import base_models, quotas, tuned_models
 from jobs.services.tuned_models import Weights
 from jobs.tables import Completion
 from jobs.wire.chat import MAX_TOKENS, ChatRequest
@@ -33,6 +33,7 @@ def create(ctx: Context, project_id: str, body: ChatRequest) -> Completion:
     Raises:
         InvalidRequest: parameters that do not fit together.
         NotFound: no such model.
+        InsufficientQuota: the project's tokens of the month are used up.
         NoCapacity: no generator runs, or too many requests wait.
     """
     _require_consistent(body)
@@ -40,6 +41,7 @@ def create(ctx: Context, project_id: str, body: ChatRequest) -> Completion:
     with ctx.db.transaction() as session:
         weights = tuned_models.resolve(ctx, session, project_id, body.model)
         rollout, max_tokens = sampling(body, base_models.context_length(weights.base))
+        quotas.require_inference(ctx, session, project_id)
         if not generators.any_live(session):
             raise NoCapacity("No generator runs that could answer; try again later.")
         waiting, own = completions.count_waiting(session, project_id)
@@ -64,6 +66,15 @@ def create(ctx: Context, project_id: str, body: ChatRequest) -> Completion:
         completions.insert(session, row, settings.completion_timeout_s)
     ctx.bell.ring()
     return row
+
+
+def most_tokens(body: ChatRequest) -> int:
+    """What a request counts against a rate before it is answered: its longest answer and about its prompt.
+
+    Only generators have tokenizers, so a token of the prompt is taken for four bytes, as OpenAI's service takes it.
+    """
+    prompt = sum(len(message.content.encode()) for message in body.messages)
+    return -(-prompt // 4) + (body.max_completion_tokens or body.max_tokens or ANSWER_LENGTH)
 
 
 def sampling(body: ChatRequest, context: int | None) -> tuple[RolloutSpec, int]:

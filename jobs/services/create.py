@@ -18,7 +18,7 @@ from jobs.context import Context
 from jobs.errors import InvalidRequest
 from jobs.ids import JOB, new_id, short
 from jobs.repositories import checkpoints, events, files, job_rows
-from jobs.services import scheduling, tuned_models
+from jobs.services import resuming, scheduling, tuned_models
 from jobs.services import secrets as stored_secrets
 from jobs.services.grader_check import INVALID, located
 from jobs.services.once import Ticket
@@ -26,6 +26,7 @@ from jobs.services.rows import first_rows
 from jobs.services.stored_graders import Resolved, resolve
 from jobs.services.submit import Submission, repeated, submission, submit
 from jobs.services.trial import ROWS, Note, try_grader
+from jobs.services.tuned_models import Weights
 from jobs.states import State
 from jobs.tables import File, Job
 from jobs.wire.recipe import Method, build, method_of
@@ -42,7 +43,7 @@ def create(
 
     Raises:
         NotFound: no such model.
-        InvalidRequest: anything else wrong with the request.
+        InvalidRequest: no such checkpoint to go on from, or anything else wrong with the request.
         InsufficientQuota: as many jobs of the project wait as may.
         Conflict: the key was used with another body.
     """
@@ -55,12 +56,16 @@ def make(ctx: Context, wanted: Submission, body: CreateJob, source: Job | None =
     method = method_of(body)
     where = scheduling.columns(ctx, body.rl)
     with ctx.db.read() as session:  # before the grader is tried; again in the transaction
-        tuned_models.resolve(ctx, session, wanted.project_id, body.model)
+        start_of(ctx, session, wanted.project_id, body, method)
     grader, notes = tried_grader(ctx, wanted.project_id, body, method)
 
     def enter(session: Session) -> Job:
         origin = f"Cloned from {source.id}" if source is not None else None
-        return enter_queue(session, _row(ctx, session, wanted, body, method, grader, where, source), origin, notes)
+        job = _row(ctx, session, wanted, body, method, grader, where, source)
+        told = list(notes)
+        if job.resume_checkpoint_id is not None:
+            told.insert(0, ("info", f"Goes on from the checkpoint {job.resume_checkpoint_id} of step {job.last_step}"))
+        return enter_queue(session, job, origin, told)
 
     return submit(ctx, wanted, enter)
 
@@ -116,6 +121,9 @@ def _row(
     seed = body.seed if body.seed is not None else secrets.randbelow(2**31)
     spec = grader.spec if grader is not None else None
     recipe, shown = build(body, seed, train["rows"], valid["rows"] if valid else None, spec)
+    origin = resuming.origin_of(ctx, session, project_id, body)
+    if origin is not None:
+        resuming.require_fit(origin, recipe)
     if grader is not None:
         shown[method.type]["grader"] = grader.shown
     job_id = new_id(JOB)
@@ -145,27 +153,43 @@ def _row(
 
 
 def start_of(ctx: Context, session: Session, project_id: str, body: CreateJob, method: Method) -> dict[str, Any]:
-    """The columns that say which weights a job starts from. A checkpoint is held, so that nobody deletes it before the
-    job exists. Raises NotFound, InvalidRequest."""
-    weights = tuned_models.resolve(ctx, session, project_id, body.model)
+    """The columns that say which weights a job starts from, and where it goes on. A checkpoint is held, so that nobody
+    deletes it before the job exists. Raises NotFound, InvalidRequest."""
+    origin = resuming.origin_of(ctx, session, project_id, body)
+    if origin is not None and origin.load_optimizer:
+        found = resuming.columns(session, origin)
+    elif origin is not None:
+        found = _start_at(session, origin.weights, body.model, origin.checkpoint.name)
+    else:
+        found = _start_at(session, tuned_models.resolve(ctx, session, project_id, body.model), body.model, body.model)
+    if found.get("start_checkpoint_id") is not None:
+        _require_merged(method)
+    return found
+
+
+def _start_at(session: Session, weights: Weights, model: str, name: str) -> dict[str, Any]:
+    """The columns of a job with the model `model` that starts from weights called `name`. Raises NotFound."""
     if weights.checkpoint is None or weights.job is None:
-        return {"model": body.model, "base_model": None}
+        return {"model": model, "base_model": None}
     held = checkpoints.hold(session, weights.checkpoint.id)
     if held is None:  # deleted since
-        raise tuned_models.unknown(body.model)
+        raise tuned_models.unknown(name)
+    origin = {"model": name, "checkpoint": held.id, "job": weights.job.id, "step": held.step}
+    return {
+        "model": model,
+        "base_model": weights.base.id,
+        "start_checkpoint_id": held.id,
+        "lineage": [origin, *(weights.job.lineage or [])],
+    }
+
+
+def _require_merged(method: Method) -> None:
+    """Raises InvalidRequest for a job over a tuned model that would write adapters alone."""
     lora = getattr(method.block.hyperparameters, "lora", None)
     if lora is not None and lora.checkpoints == "adapter":
         param = f"{method.path}.lora.checkpoints"
         message = f"{param}: an adapter alone is of use over a base model only: with a tuned model it must be merged."
         raise InvalidRequest(message, param)
-    source = weights.job
-    origin = {"model": body.model, "checkpoint": held.id, "job": source.id, "step": held.step}
-    return {
-        "model": body.model,
-        "base_model": weights.base.id,
-        "start_checkpoint_id": held.id,
-        "lineage": [origin, *(source.lineage or [])],
-    }
 
 
 def dataset(session: Session, project_id: str, file_id: str, param: str, method: Method | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from bgpo.errors import BgpoError
 from jobs.context import Context
 from jobs.errors import InvalidRequest, ServiceError
-from jobs.services import scheduling, tuned_models
+from jobs.services import resuming, scheduling, tuned_models
 from jobs.services.create import dataset, start_of, tried_grader
 from jobs.services.quotas import require_job
 from jobs.services.trial import Note
@@ -71,9 +71,10 @@ def _check(ctx: Context, project_id: str, body: CreateJob, found: _Problems) -> 
     found.of(lambda: scheduling.check_gpus(ctx, body.rl.resources.gpus))
     found.of(lambda: scheduling.check_webhook(ctx, body.rl.webhook_url))
     with ctx.db.read() as session:
-        if method is None:
+        origin = found.of(lambda: resuming.origin_of(ctx, session, project_id, body))
+        if method is None and body.rl.resume_from is None:
             found.of(lambda: tuned_models.resolve(ctx, session, project_id, body.model))
-        else:
+        elif method is not None:
             found.of(lambda: start_of(ctx, session, project_id, body, method))
         found.of(lambda: require_job(ctx, session, project_id))
         rows = [_rows(session, project_id, getattr(body, param), param, method, found) for param in _FILES]
@@ -90,6 +91,10 @@ def _check(ctx: Context, project_id: str, body: CreateJob, found: _Problems) -> 
     if found.all:
         return Report(found.all, notes, None, None)
     recipe, shown = build(body, body.seed or 0, train, valid, spec)
+    if origin is not None:
+        found.of(lambda: resuming.require_fit(origin, recipe))
+        if found.all:
+            return Report(found.all, notes, None, None)
     if grader is not None:
         shown[method.type]["grader"] = grader.shown
     return Report((), notes, shown, recipe.method.max_steps)

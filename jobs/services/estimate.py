@@ -24,7 +24,7 @@ from jobs.footprint import Range, Shape
 from jobs.repositories import files, history, workers
 from jobs.repositories.history import Past
 from jobs.repositories.queue import LIVE_S
-from jobs.services import scheduling, tuned_models
+from jobs.services import resuming, scheduling, tuned_models
 from jobs.services.create import dataset, rows_of
 from jobs.services.grader_check import located
 from jobs.services.grading import parts
@@ -94,7 +94,8 @@ def estimate(ctx: Context, project_id: str, body: CreateJob) -> Estimate:
             grader = resolve(ctx, project_id, method.block.grader).spec
     given = [(param, getattr(body, param)) for param in ("training_file", "validation_file")]
     with ctx.db.read() as session:
-        weights = tuned_models.resolve(ctx, session, project_id, body.model)
+        origin = resuming.origin_of(ctx, session, project_id, body)
+        weights = origin.weights if origin else tuned_models.resolve(ctx, session, project_id, body.model)
         rows = [dataset(session, project_id, id_, param, method)["rows"] if id_ else None for param, id_ in given]
         stored = [file for _, id_ in given if id_ and (file := files.get(session, project_id, id_))]
         past = history.finished(session, weights.base.id, body.rl.resources.gpu_type)

@@ -16,6 +16,7 @@ from bgpo.rewards.spec import AnyGraderSpec, GraderRefSpec
 from jobs.context import Context
 from jobs.errors import InvalidRequest
 from jobs.repositories import files
+from jobs.services import judge_tokens
 from jobs.services.grader_check import compiled, located
 from jobs.services.rows import first_rows
 from jobs.services.stored_graders import Resolved, resolve
@@ -63,7 +64,7 @@ def validate(ctx: Context, project_id: str, spec: AnyGraderSpec) -> Resolved:
 
 
 def run(ctx: Context, project_id: str, body: RunGrader) -> Run:
-    """Grade one sample. Raises InvalidRequest for a grader that cannot run here, Busy."""
+    """Grade one sample. Raises InvalidRequest for a grader that cannot run here, InsufficientQuota, Busy."""
     return _run(ctx, project_id, body.grader, [(body.model_sample, body.item)])
 
 
@@ -84,13 +85,17 @@ def _run(ctx: Context, project_id: str, spec: AnyGraderSpec, pairs: Sequence[tup
     with located("grader", UNSUPPORTED):
         resolved = resolve(ctx, project_id, spec)
 
+        judge_tokens.require(ctx, project_id, resolved.spec)
+
         def work() -> float:
             with compiled(ctx, project_id, resolved.spec) as grader:
                 began = time.perf_counter()
                 for start in range(0, len(samples), _CHUNK):
                     if time.monotonic() > deadline:
                         break
-                    grades.extend(grader.grade_all(samples[start : start + _CHUNK], items[start : start + _CHUNK]))
+                    some = grader.grade_all(samples[start : start + _CHUNK], items[start : start + _CHUNK])
+                    judge_tokens.count(ctx, project_id, some)  # here, because nobody may wait for the rest any more
+                    grades.extend(some)
                 return time.perf_counter() - began
 
         try:

@@ -11,7 +11,7 @@ from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import CHECKPOINT, is_id
 from jobs.repositories import attempts, checkpoints, events, job_rows, samples
 from jobs.services.paging import Page, cut
-from jobs.services.quotas import require_job
+from jobs.services.quotas import require_job, require_own_budget
 from jobs.services.ringing import note, ring
 from jobs.states import State
 from jobs.tables import Attempt, Checkpoint, Event, Job, Sample
@@ -68,6 +68,7 @@ def resume(ctx: Context, project_id: str, job_id: str) -> Job:
         job = job_rows.get(session, project_id, job_id)
         if job is not None and job.state == State.PAUSED:
             require_job(ctx, session, project_id)
+            require_own_budget(session, job_id)
         job = job_rows.resume(session, project_id, job_id)
         if job is not None and job.state == State.QUEUED:
             note(session, job)

@@ -48,9 +48,16 @@ def require_job(ctx: Context, session: Session, project_id: str) -> None:
         limit = limits.queued_jobs
         raise InsufficientQuota(f"{limit} jobs wait already, which is the limit: wait for one to start, or cancel one.")
     if (used_up := over_budget(session, project_id, limits)) is not None:
-        raise InsufficientQuota(
-            f"{used_up[0].upper()}{used_up[1:]}. Wait for the next month, or ask for a higher limit."
-        )
+        raise _insufficient(used_up)
+
+
+def require_own_budget(session: Session, job_id: str) -> None:
+    """Refuse to go on with a job whose own budget is used up. Raises InsufficientQuota."""
+    used_up = budgets.exceeded(session, job_id)
+    if used_up is not None:
+        name, words = used_up
+        message = f"{words[0].upper()}{words[1:]}: raise rl.budget.{name} first, with PATCH."
+        raise InsufficientQuota(message, f"rl.budget.{name}")
 
 
 def require_file(ctx: Context, session: Session, project_id: str, size: int) -> None:
@@ -74,20 +81,45 @@ def over_budget(session: Session, project_id: str, limits: ProjectLimits) -> str
         used = usage.gpu_seconds(session, project_id, month)
         if used >= limit:
             return f"the project has used {used:.0f} of its {limit} accelerator-seconds of this month"
-    if (limit := limits.judge_tokens_per_month) is not None:
-        tokens = usage.judge_tokens(session, project_id, month)
-        if tokens >= limit:
-            return f"the project has used {tokens} of its {limit} judge tokens of this month"
-    return None
+    return _judges_over_budget(session, project_id, limits)
+
+
+def require_judge(ctx: Context, project_id: str) -> None:
+    """Refuse to ask judges when the month's tokens are used up. Raises InsufficientQuota."""
+    with ctx.db.read() as session:
+        used_up = _judges_over_budget(session, project_id, limits_of(ctx, session, project_id))
+    if used_up is not None:
+        raise _insufficient(used_up)
+
+
+def require_inference(ctx: Context, session: Session, project_id: str) -> None:
+    """Refuse one more completion when the month's tokens are used up. Raises InsufficientQuota."""
+    limit = limits_of(ctx, session, project_id).inference_tokens_per_month
+    if limit is None:
+        return
+    tokens = usage.inference_tokens(session, project_id, usage.month_of(usage.clock(session)))
+    if tokens >= limit:
+        raise _insufficient(f"the project has used {tokens} of its {limit} inference tokens of this month")
+
+
+def _judges_over_budget(session: Session, project_id: str, limits: ProjectLimits) -> str | None:
+    if (limit := limits.judge_tokens_per_month) is None:
+        return None
+    tokens = usage.judge_tokens(session, project_id, usage.month_of(usage.clock(session)))
+    return None if tokens < limit else f"the project has used {tokens} of its {limit} judge tokens of this month"
+
+
+def _insufficient(used_up: str) -> InsufficientQuota:
+    return InsufficientQuota(f"{used_up[0].upper()}{used_up[1:]}. Wait for the next month, or ask for a higher limit.")
 
 
 def hold_budgets(session: Session) -> list[str]:
-    """Pause the jobs of projects whose budget is used up; their ids. For the reconciler."""
-    paused: list[str] = []
+    """Pause jobs whose own budget is used up, and those of projects whose is; their ids. For the reconciler."""
+    paused = budgets.pause_overrunning(session)
     for project_id, limits in projects.limited(session, *BUDGETS):
         used_up = over_budget(session, project_id, limits)
         if used_up is not None:
-            paused += budgets.pause(session, project_id, JobError("budget_exceeded", used_up))
+            paused += budgets.pause(session, project_id, JobError(budgets.EXCEEDED, used_up))
     return paused
 
 
@@ -100,6 +132,7 @@ def overview(ctx: Context, project_id: str) -> dict[str, Quota]:
         waiting, running = usage.jobs(session, project_id)
         seconds = usage.gpu_seconds(session, project_id, month)
         tokens = usage.judge_tokens(session, project_id, month)
+        chat_tokens = usage.inference_tokens(session, project_id, month)
     return {
         "files": Quota(limits.files, count),
         "file_bytes": Quota(limits.file_bytes, size),
@@ -107,4 +140,5 @@ def overview(ctx: Context, project_id: str) -> dict[str, Quota]:
         "running_jobs": Quota(limits.running_jobs, running),
         "gpu_seconds_per_month": Quota(limits.gpu_seconds_per_month, int(seconds)),
         "judge_tokens_per_month": Quota(limits.judge_tokens_per_month, tokens),
+        "inference_tokens_per_month": Quota(limits.inference_tokens_per_month, chat_tokens),
     }

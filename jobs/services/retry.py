@@ -90,8 +90,8 @@ def _hold_start(session: Session, job: Job) -> None:
 
 
 def _merged(old: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    resources = old.get("resources", {}) | changes.get("resources", {})
-    return old | changes | ({"resources": resources} if resources else {})
+    nested = {name: old.get(name, {}) | changes.get(name, {}) for name in ("resources", "budget")}
+    return old | changes | {name: merged for name, merged in nested.items() if merged}
 
 
 def _hold_files(session: Session, job: Job) -> None:

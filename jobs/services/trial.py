@@ -16,6 +16,7 @@ from bgpo.rewards.spec import AnyGraderSpec, MultiSpec, RewardModelSpec, SingleG
 from jobs.context import Context
 from jobs.errors import InvalidRequest
 from jobs.repositories.events import Level
+from jobs.services import judge_tokens
 from jobs.services.grader_check import require
 from jobs.slots import Busy
 
@@ -36,8 +37,10 @@ def try_grader(
 
     Raises:
         InvalidRequest, SpecError: the grader can not run, or not grade a row; `param` is a path in the grader.
+        InsufficientQuota: it asks judges, and the project's tokens of the month are used up.
     """
     require(ctx, project_id, spec)
+    judge_tokens.require(ctx, project_id, spec)
     limit = ctx.settings.grader_try_s
     notes: list[Note] = []
 
@@ -50,6 +53,7 @@ def try_grader(
                 for param, rows in files.items():
                     began = time.perf_counter()
                     grades = compiled.grade_all([Sample("")] * len(rows), rows)
+                    judge_tokens.count(ctx, project_id, grades)
                     notes.append(_judged(compiled.name, param, grades, time.perf_counter() - began))
 
     try:

@@ -20,6 +20,7 @@ class Day:
     span: Span
     gpu_seconds: float
     judge_tokens: int
+    inference_tokens: int
     files: int
     file_bytes: int
 
@@ -50,6 +51,6 @@ def report(ctx: Context, project_id: str, start: int | None, end: int | None) ->
         days = []
         for day in usage.days_of(span):
             seconds = usage.gpu_seconds(session, project_id, day)
-            tokens = usage.judge_tokens(session, project_id, day)
-            days.append(Day(day, seconds, tokens, *usage.uploaded(session, project_id, day)))
+            tokens = usage.judge_tokens(session, project_id, day), usage.inference_tokens(session, project_id, day)
+            days.append(Day(day, seconds, *tokens, *usage.uploaded(session, project_id, day)))
         return Report(span, days, usage.by_job(session, project_id, span))

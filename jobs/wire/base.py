@@ -20,13 +20,13 @@ _CODES = {
 # Parameters of the contract that later versions bring; a typo gets another message than these.
 _PLANNED = {
     "base_model",
-    "resume_from",
-    "budget",
     "dry_run",
-    "at_start",
     "response_format",
 }
-_INSTEAD = {"dry_run": ": send the body without it to /v1/fine_tuning/jobs/validate, or to .../estimate"}
+_INSTEAD = {
+    "base_model": ": name it as model",
+    "dry_run": ": send the body without it to /v1/fine_tuning/jobs/validate, or to .../estimate",
+}
 # What others call a parameter of ours.
 _OUR_NAMES = {
     "kl_beta": "kl_coefficient",

@@ -111,6 +111,7 @@ def build(
             "samples": hyper.eval_samples or body.rl.eval.samples,
             "batch_size": body.rl.eval.batch_size,
             "answers": body.rl.eval.answers,
+            "at_start": body.rl.eval.at_start,
         },
         "checkpointing": body.rl.checkpointing.model_dump() | {"every_steps": every},
         "grading": {"on_error": body.rl.on_grader_error, "max_error_rate": body.rl.max_error_rate},
@@ -176,6 +177,7 @@ def _extension_faults(
 ) -> Iterator[InvalidRequest]:
     extensions = {
         "rl.eval.answers": body.rl.eval.answers > 1,
+        "rl.eval.at_start": not body.rl.eval.at_start,
         "rl.checkpointing.best_metric": body.rl.checkpointing.best_metric is not None,
         "rl.early_stopping": body.rl.early_stopping is not None,
     }

@@ -121,6 +121,7 @@ class EvalBlock(Wire):
     samples: Annotated[int | None, Field(ge=1)] = None
     batch_size: int = Field(EvaluationSpec().batch_size, ge=1, description="Prompts decoded at once.")
     answers: int = Field(1, ge=1, le=64, description="Sampled answers per prompt, the k of pass@k; needs a grader.")
+    at_start: bool = Field(True, description="Also evaluate before the first step.")
 
 
 class CheckpointingBlock(Wire):
@@ -148,18 +149,52 @@ class ResourcesBlock(Wire):
     )
 
 
+OnExceed = Literal["pause", "stop"]
+
+
+class BudgetBlock(Wire):
+    """`rl.budget`: what all attempts of the job may use together."""
+
+    gpu_seconds: Annotated[float | None, Field(gt=0)] = Field(
+        None, description="Accelerators times seconds; on CPU workers, processes. None: no limit."
+    )
+    judge_tokens: Annotated[int | None, Field(ge=1, le=2**53)] = Field(
+        None, description="Tokens of prompts and answers of judges. None: no limit."
+    )
+    on_exceed: OnExceed = Field(
+        "pause",
+        description="A running job writes a checkpoint, and is then paused, or over (stop): that checkpoint is its "
+        "result. One that waits is paused.",
+    )
+
+
 class Scheduling(Wire):
-    """The part of `rl` that says when and where a job runs, and who is told. It changes nothing about the result."""
+    """The part of `rl` that says when and where a job runs, what it may use, and who is told. Of all that only a budget
+    that stops changes the result."""
 
     priority: PriorityName = Field("normal", description="Jobs of a higher one start first, whosever they are.")
     resources: ResourcesBlock = Field(default_factory=ResourcesBlock)
+    budget: BudgetBlock = Field(default_factory=BudgetBlock)
     webhook_url: Annotated[str | None, StringConstraints(min_length=1, max_length=2048)] = Field(
         None, description="Is sent the event that ends the job: https. Needs a webhook secret in the service."
     )
 
 
+class ResumeBlock(Wire):
+    """`rl.resume_from`: another job's checkpoint to go on from."""
+
+    checkpoint: str = Field(
+        min_length=1, max_length=512, description="By id or model id. `model` must be that of the job that made it."
+    )
+    load_optimizer: bool = Field(
+        True, description="Go on with its step and optimizer. False: its weights alone, a new optimizer, from step 1."
+    )
+
+
 class Extensions(Scheduling):
     """`rl`: what OpenAI's API has no place for."""
+
+    resume_from: ResumeBlock | None = Field(None, description="Go on from a checkpoint of another job (jobs.md).")
 
     eval: EvalBlock = Field(default_factory=EvalBlock)
     checkpointing: CheckpointingBlock = Field(default_factory=CheckpointingBlock)
@@ -204,7 +239,7 @@ class CreateJob(StorableWire):
 
 
 class RetryJob(StorableWire):
-    """What a retry may change: nothing of the recipe. Of `rl.resources`, what is left out stays as it was."""
+    """What a retry may change: nothing of the recipe. Of `rl.resources` and `rl.budget`, what is left out stays."""
 
     rl: Scheduling = Field(default_factory=Scheduling)
 
@@ -216,10 +251,19 @@ class KeepBlock(Wire):
     keep_best: bool | None = Field(None, description="Which ones are written for it changes with the next attempt.")
 
 
+class ChangedBudget(Wire):
+    """What a job may use; what is left out stays as it is, null takes the limit away."""
+
+    gpu_seconds: Annotated[float | None, Field(gt=0)] = None
+    judge_tokens: Annotated[int | None, Field(ge=1, le=2**53)] = None
+    on_exceed: OnExceed = "pause"
+
+
 class ChangedExtensions(Wire):
     """`rl` of a job, as far as it can be changed; only while the job is not over."""
 
     priority: PriorityName | None = None
+    budget: ChangedBudget = Field(default_factory=ChangedBudget)
     checkpointing: KeepBlock = Field(default_factory=KeepBlock)
 
 
@@ -232,7 +276,13 @@ class UpdateJob(StorableWire):
     rl: ChangedExtensions = Field(default_factory=ChangedExtensions)
 
 
+Never = Annotated[None, BeforeValidator(lambda value: refuse(value if value is None else [value]))]
+"""Only null passes."""
+
+
 class UpdateCheckpoint(Wire):
     """What can be changed about a checkpoint."""
 
     pinned: bool = Field(description="Keep it until it is unpinned.")
+    name: Never = Field(None, description="Not supported: names do not change.")
+    ttl: Never = Field(None, description="Not supported: `rl.checkpointing` of the job says what is kept.")

@@ -102,7 +102,9 @@ class TestDelete:
         claim = service.claim(job_id)
         checkpoint = service.checkpoint(claim, 2, folder)
         with service.ctx.db.transaction() as session:
-            metrics.upsert(session, job_id, claim.epoch, 1, "train", {"loss": 1.0, "judge_tokens": 70.0})
+            values = {"loss": 1.0, "judge_tokens/critic/prompt": 70.0}
+            given: dict[str, Any] = {"step": 1, "split": "train", "values": values, "message": "Step 1/20", "data": {}}
+            metrics.record_step(session, job_id, claim.epoch, **given)
         with service.http() as http:
             http.post(f"{URL}/{job_id}/cancel")
             assert error_of(http.delete(f"{URL}/{job_id}"))["code"] == "invalid_state"  # its worker still stops

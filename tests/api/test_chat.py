@@ -17,13 +17,17 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ids import COMPLETION, new_id
-from jobs.repositories import completions, generators
+from jobs.repositories import completions, generators, projects
 from jobs.repositories.completions import Claimed
-from jobs.tables import Completion
+from jobs.services import keys
+from jobs.tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT, Completion
+from tests.api.tenants import SETTINGS, Tenants
 from tests.generating import HELLO, Chat, body, chatting, chunks_of, copied
 from tests.running import wait_until
+from tests.service import Service
 
 pytestmark = pytest.mark.timeout(240)  # a serving process loads PyTorch
+MANY_TOKENS = 10_000_000
 SLOW = {"max_tokens": 96, "diffusion": {"block_length": 1, "steps": 96}}
 
 
@@ -37,7 +41,7 @@ def chat(
         url = copied(request.getfixturevalue("sqlite_template"), folder)
     else:
         url = request.getfixturevalue("new_postgres_database")()
-    with chatting(folder / "home", url, redis_url, model_root) as chat:
+    with chatting(folder / "home", url, redis_url, model_root, rate_inference_tokens=MANY_TOKENS) as chat:
         chat.start_generator()
         yield chat
 
@@ -91,6 +95,32 @@ def test_an_answer(chat: Chat) -> None:
     usage = shown["usage"]
     assert usage["completion_tokens"] <= 16
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_tokens_are_usage_and_the_quota_ends_them(chat: Chat) -> None:
+    def used() -> int:
+        with chat.http() as http:
+            quota: int = http.get("/quota").json()["quotas"]["inference_tokens_per_month"]["used"]
+            return quota
+
+    def limit(**limits: int) -> None:
+        with chat.ctx.db.transaction() as session:
+            projects.update(session, DEFAULT_ORGANIZATION, DEFAULT_PROJECT, limits=limits)
+
+    before = used()
+    for stream in (False, True):
+        answer = chat.ask(seed=1, stream=stream)
+        assert answer.status_code == 200
+        total = chat.ask(seed=1).json()["usage"]["total_tokens"]
+        assert used() == before + 2 * total
+        before = used()
+    limit(inference_tokens_per_month=before)
+    assert error(chat.ask(seed=1)) == (429, "insufficient_quota", None)
+    limit(inference_tokens_per_month=before + 1)
+    answer = chat.ask(seed=1, stream=True)
+    limit()
+    assert answer.status_code == 200
+    assert int(answer.headers["x-ratelimit-remaining-tokens"]) < MANY_TOKENS
 
 
 def test_the_same_seed_gives_the_same_text(chat: Chat) -> None:
@@ -212,6 +242,26 @@ def test_tuned_models_and_checkpoints_answer_with_their_own_weights(
     assert texts != {content(chat.ask(seed=1))}
     answer = chat.ask(model=checkpoint_id)
     assert answer.json()["model"] == checkpoint_id, "as the request named it"
+
+
+def test_another_project_chats_with_what_is_shared_with_it(lonely: Callable[..., Chat], other_model: Path) -> None:
+    chat = lonely(**SETTINGS)
+    chat.start_generator()
+    admin = keys.create_admin(chat.ctx, DEFAULT_ORGANIZATION, name="root", expires_in_s=None, by=None)
+    tenants = Tenants(Service(chat.url, chat.ctx, chat.server), admin.value)
+    name, checkpoint_id = chat.checkpoint(other_model)
+    project = tenants.project("other")
+    key = tenants.key(project, "inference")["value"]
+    asked = {"model": f"{name}:ckpt-step-5"}
+    with tenants.http(key) as http:
+        assert error(http.post("/v1/chat/completions", json=body(**asked)))[:2] == (404, "model_not_found")
+        with tenants.http(admin.value) as owner:
+            url = f"/v1/fine_tuning/checkpoints/{checkpoint_id}/permissions"
+            owner.post(url, json={"project_ids": [project]}).raise_for_status()
+        shared = content(http.post("/v1/chat/completions", json=body(**asked, seed=1)))
+        assert shared != content(http.post("/v1/chat/completions", json=body(seed=1)))
+        whole_model = http.post("/v1/chat/completions", json=body(model=name))
+        assert error(whole_model)[:2] == (404, "model_not_found"), "one checkpoint was shared, not the job's result"
 
 
 def test_a_lora_adapter_answers_over_its_base(chat: Chat, adapter_only: Path) -> None:

@@ -103,9 +103,16 @@ def test_pinning(service: Any, url: str) -> None:
         for pinned in (True, True, False):
             assert http.patch(url, json={"pinned": pinned}).json()["rl"]["pinned"] is pinned
             assert http.get(url).json()["rl"]["pinned"] is pinned
-        for body, param in (({"pinned": "yes"}, "pinned"), ({}, "pinned"), ({"name": "x", "pinned": True}, "name")):
+        for body, param, code in (
+            ({"pinned": "yes"}, "pinned", "invalid_value"),
+            ({}, "pinned", "missing_required_parameter"),
+            ({"name": "default", "pinned": True}, "name", "unsupported_parameter"),
+            ({"ttl": 60, "pinned": True}, "ttl", "unsupported_parameter"),
+            ({"nmae": "x", "pinned": True}, "nmae", "unknown_parameter"),
+        ):
             response = http.patch(url, json=body)
-            assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+            error = response.json()["error"]
+            assert (response.status_code, error["param"], error["code"]) == (400, param, code)
 
 
 def test_deleting(service: Any, folder: Path) -> None:

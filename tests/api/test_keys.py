@@ -28,7 +28,7 @@ class TestLife:
         project = tenants.project()
         made = tenants.key(project, "read_only", name="mine", expires_in_seconds=3600)
         assert made["object"] == "organization.project.api_key"
-        assert made["scopes"] == ["files:read", "jobs:read", "models:read"]
+        assert made["scopes"] == ["files:read", "jobs:read", "models:read", "graders:read"]
         assert made["expires_at"] == pytest.approx(made["created_at"] + 3600, abs=1)
         assert status(tenants, made["value"]) == (200, None)
         shown = tenants.admin("GET", f"projects/{project}/api_keys/{made['id']}")

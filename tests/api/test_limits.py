@@ -8,9 +8,14 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import sqlalchemy as sa
 
 from api.rates import duration
+from jobs.db import now
+from jobs.ids import COMPLETION, new_id
+from jobs.repositories import completions
 from jobs.services.quotas import hold_budgets
+from jobs.tables import Completion
 from tests.api.tenants import Tenants
 from tests.service import Service
 
@@ -78,6 +83,31 @@ class TestRates:
         assert [each.status_code for each in found] == [200, 200, 200, 429]
         assert [each.headers["x-ratelimit-remaining-requests"] for each in found] == ["2", "1", "0", "0"]
 
+    def test_tokens_of_chats(self, make_tenants: Make, redis_url: str) -> None:
+        tenants = make_tenants(redis_url=redis_url)
+        key = tenants.key(tenants.project("chatty", inference_tokens_per_minute=100))["value"]
+
+        def ask(http: httpx2.Client, tokens: int | None, text: str = "four" * 5) -> httpx2.Response:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": tokens}
+            return http.post("/v1/chat/completions", json=body)
+
+        names = [f"x-ratelimit-{name}-tokens" for name in ("limit", "remaining", "reset")]
+        with tenants.http(key) as http:
+            first = ask(http, 55)
+            assert first.status_code == 503, "no generator runs here"
+            assert [first.headers[name] for name in names[:2]] == ["100", "40"]
+            assert re.fullmatch(r"(1m)?\d+s", first.headers[names[2]])
+            refused = ask(http, 36)
+            assert error_of(refused) == (429, "rate_limit_exceeded", "tokens")
+            assert refused.headers[names[1]] == "40"
+            assert 0 < int(refused.headers["retry-after"]) <= 60
+            assert ask(http, 30, "\N{GREEK SMALL LETTER ALPHA}" * 19).headers[names[1]] == "0"
+            for large in (ask(http, 96), ask(http, None)):
+                assert error_of(large) == (429, "rate_limit_exceeded", "tokens")
+                assert large.headers["x-should-retry"] == "false"
+        with tenants.http(tenants.key(tenants.project())["value"]) as http:
+            assert names[0] not in ask(http, 10).headers
+
     def test_durations_as_openai_writes_them(self) -> None:
         assert [duration(seconds) for seconds in (0, 0.12, 1, 59.2, 360)] == ["0ms", "120ms", "1s", "1m0s", "6m0s"]
 
@@ -143,6 +173,32 @@ class TestQuotas:
             assert error_of(http.post(url, json=body))[:2] == (429, "insufficient_quota")
             tenants.admin("PUT", f"projects/{project}/limits", json={"gpu_seconds_per_month": 10_000})
             assert http.post(f"{url}/{running}/resume").json()["status"] == "queued"
+
+    def test_tokens_of_chats(self, tenants: Tenants) -> None:
+        project = tenants.project("chatty", inference_tokens_per_month=30)
+        key = tenants.key(project)["value"]
+
+        def answered(project_id: str, state: str, **tokens: int) -> None:
+            row = Completion(id=new_id(COMPLETION), project_id=project_id, model="tiny", base_model="tiny", request={})
+            with tenants.service.ctx.db.transaction() as session:
+                completions.insert(session, row, 60)
+                done = sa.update(Completion).where(Completion.id == row.id)
+                session.execute(done.values(state=state, finished_at=now(), **tokens))
+
+        answered(project, "done", prompt_tokens=20, completion_tokens=9)
+        answered(project, "cancelled")
+        answered(tenants.project(), "done", prompt_tokens=100, completion_tokens=100)
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+        with tenants.http(key) as http:
+            usage = http.get("/v1/usage").json()
+            assert (usage["inference_tokens"], usage["days"][-1]["inference_tokens"]) == (29, 29)
+            quota = http.get("/v1/quota").json()["quotas"]["inference_tokens_per_month"]
+            assert quota == {"limit": 30, "used": 29, "remaining": 1}
+            assert error_of(http.post("/v1/chat/completions", json=body))[:2] == (503, "no_capacity")
+            answered(project, "done", prompt_tokens=1, completion_tokens=0)
+            refused = http.post("/v1/chat/completions", json=body)
+            assert error_of(refused)[:2] == (429, "insufficient_quota")
+            assert refused.headers["x-should-retry"] == "false"
 
     def test_usage_is_told_by_day_and_job(self, tenants: Tenants) -> None:
         key = tenants.key(tenants.project())["value"]

@@ -55,6 +55,67 @@ def test_a_shared_checkpoint_is_read_downloaded_and_a_model(
         assert owner.delete(f"{url}/permissions/{made['data'][0]['id']}").status_code == 404
 
 
+def test_a_shared_checkpoint_is_the_model_of_jobs_and_chats_and_nothing_else_is(
+    tenants: Tenants, tmp_path: Path
+) -> None:
+    other = tenants.project("other")
+    owner_key, other_key = tenants.key(tenants.project("owner"))["value"], tenants.key(other)["value"]
+    claim = tenants.service.claim(tenants.job(owner_key))
+    folder = tmp_path / "checkpoint"
+    (folder / "trainer_state").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "trainer_state" / "state.json").write_text("{}")
+    first, second = (tenants.service.checkpoint(claim, step, folder) for step in (2, 4))
+    last = tenants.service.checkpoint(claim, 20, folder, final=True)
+    tenants.service.finish(claim, "succeeded")
+    with tenants.http(owner_key) as owner:
+        tuned = owner.get(f"/v1/fine_tuning/jobs/{claim.job_id}").json()["fine_tuned_model"]
+        names = [f"{tuned}:ckpt-step-{step}" for step in (2, 4, 20)]
+        (permission,) = owner.post(f"{CHECKPOINTS}/{second}/permissions", json={"project_ids": [other]}).json()["data"]
+    mine, theirs = [second, names[1]], [first, last, tuned, names[0], names[2]]
+    file_id = tenants.upload(other_key)
+
+    with tenants.http(other_key) as http:
+
+        def job(model: str) -> tuple[int, str]:
+            body = tenants.service.body(model=model, training_file=file_id)
+            response = http.post("/v1/fine_tuning/jobs", json=body)
+            return response.status_code, response.json()["error"]["code"] if response.is_error else ""
+
+        def resumed(checkpoint: str) -> tuple[int, str]:
+            rl = {"resume_from": {"checkpoint": checkpoint}}
+            body = tenants.service.body(training_file=file_id, rl=rl)
+            response = http.post("/v1/fine_tuning/jobs", json=body)
+            return response.status_code, response.json()["error"]["code"] if response.is_error else ""
+
+        def chat(model: str) -> tuple[int, str]:
+            body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+            response = http.post("/v1/chat/completions", json=body)
+            return response.status_code, response.json()["error"]["code"]
+
+        for model in mine:
+            assert job(model) == (200, "")
+            assert resumed(model) == (200, "")
+            assert chat(model) == (503, "no_capacity"), "no generator runs here"
+        for model in theirs:
+            assert job(model) == (404, "model_not_found")
+            assert resumed(model) == (400, "invalid_checkpoint")
+            assert chat(model) == (404, "model_not_found")
+            assert http.get(f"/v1/models/{model}").status_code == 404
+        assert http.get(f"/v1/fine_tuning/jobs/{claim.job_id}").status_code == 404
+        started, went_on = http.get("/v1/fine_tuning/jobs", params={"limit": 2}).json()["data"][::-1]
+        assert started["rl"]["base"]["checkpoint"] == second
+        assert tenants.service.claim(went_on["id"]).resume_checkpoint_id == second
+        with tenants.http(owner_key) as owner:
+            assert owner.get(f"/v1/fine_tuning/jobs/{started['id']}").status_code == 404
+            assert owner.delete(f"{CHECKPOINTS}/{second}").json()["error"]["code"] == "checkpoint_in_use"
+            owner.delete(f"{CHECKPOINTS}/{second}/permissions/{permission['id']}")
+        for model in mine:
+            assert job(model) == (404, "model_not_found")
+            assert resumed(model) == (400, "invalid_checkpoint")
+            assert chat(model) == (404, "model_not_found")
+
+
 def test_lists(tenants: Tenants, shared: tuple[str, str, str, str]) -> None:
     owner_key, _, other, checkpoint_id = shared
     projects = [other, *(tenants.project(str(number)) for number in range(3))]

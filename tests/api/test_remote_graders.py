@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cli.ports import free_port
+from jobs.repositories import projects
+from jobs.tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT
 from tests.jobs.receivers import receiver
 from tests.rewards.servers import KEY, asked, computing, reply, verdict
 from tests.service import Service
@@ -61,6 +63,55 @@ def test_a_judge(start_service: Callable[..., Service]) -> None:
         assert len(server.requests) == 4
     (only,) = told
     assert (only[0], "rewards 0.25, 0.25, 0.25" in only[1]) == ("info", True)
+
+
+def test_tokens_of_judges_count_and_end_with_the_quota(
+    start_service: Callable[..., Service], database_url: str
+) -> None:
+    with receiver(computing(lambda _: verdict(0.25))) as server:
+        service = start_service(database_url=database_url, **judge(server.port))
+
+        def limit(tokens: int) -> None:
+            with service.ctx.db.transaction() as session:
+                given = {"judge_tokens_per_month": tokens}
+                projects.update(session, DEFAULT_ORGANIZATION, DEFAULT_PROJECT, limits=given)
+
+        def used() -> int:
+            with service.http() as http:
+                days = http.get("/v1/usage").json()["days"]
+                quota: int = http.get("/v1/quota").json()["quotas"]["judge_tokens_per_month"]["used"]
+            assert sum(day["judge_tokens"] for day in days) == quota
+            return quota
+
+        limit(75)
+        run(service, JUDGED)
+        assert used() == 10
+        sample = {"model_sample": "5", "item": {"answer": "4"}}
+        with service.http() as http:
+            http.post(f"{GRADERS}/run_batch", json={"grader": JUDGED, "samples": [sample] * 3})
+            assert used() == 40
+            create(service, JUDGED)  # is tried on three rows
+            assert used() == 70
+            run(service, JUDGED)
+            method = service.body()["method"]
+            method["reinforcement"]["grader"] = JUDGED
+            job = service.body(method=method, training_file=service.upload(service.rows()).json()["id"])
+            many = {"grader": JUDGED, "samples": [sample]}
+            for path, body in (
+                (f"{GRADERS}/run", {"grader": JUDGED} | sample), (f"{GRADERS}/run_batch", many), (JOBS, job),
+            ):  # fmt: skip
+                response = http.post(path, json=body)
+                error = response.json()["error"]
+                assert (response.status_code, error["code"]) == (429, "insufficient_quota"), path
+                assert "80 of its 75 judge tokens" in error["message"]
+                assert response.headers["x-should-retry"] == "false"
+            found = http.post(f"{JOBS}/validate", json=job).json()
+            assert [problem["code"] for problem in found["problems"]] == ["insufficient_quota"]
+            plain = service.body()["method"]["reinforcement"]["grader"]
+            assert http.post(f"{GRADERS}/run", json={"grader": plain} | sample).status_code == 200
+        assert (used(), len(server.requests)) == (80, 8)
+        limit(81)
+        run(service, JUDGED)
 
 
 def test_a_judge_that_is_away_refuses_no_job(start_service: Callable[..., Service]) -> None:

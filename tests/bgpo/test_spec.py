@@ -61,7 +61,8 @@ def test_the_defaults_of_the_other_methods() -> None:
 def test_the_defaults_of_a_run() -> None:
     spec = parse_run_spec(dpo())
     assert (spec.seed, spec.precision, spec.distributed, spec.device) == (0, "float32", "ddp", "auto")
-    assert spec.evaluation.model_dump() == {"interval": None, "samples": None, "batch_size": 256, "answers": 1}
+    shown = {"interval": None, "samples": None, "batch_size": 256, "answers": 1, "at_start": True}
+    assert spec.evaluation.model_dump() == shown
     assert spec.checkpointing.model_dump() == {
         "every_steps": None, "keep_last": 2, "keep_best": True, "best_metric": None,
     }  # fmt: skip

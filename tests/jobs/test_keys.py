@@ -72,11 +72,14 @@ class TestText:
 class TestScopes:
     def test_writing_implies_reading(self) -> None:
         assert expand(["jobs:write"]) == ["jobs:read", "jobs:write"]
-        assert expand(["graders:write"]) == ["graders:write"]
+        assert expand(["graders:write"]) == ["graders:read", "graders:run", "graders:write"]
+        assert expand(["graders:run"]) == ["graders:run"]
 
     def test_presets(self) -> None:
         assert expand(["all"]) == list(SCOPES)
-        assert expand(["read_only", "inference"]) == ["files:read", "jobs:read", "models:read", "inference"]
+        assert expand(["read_only", "inference"]) == [
+            "files:read", "jobs:read", "models:read", "graders:read", "inference",
+        ]  # fmt: skip
 
     def test_an_operation_without_scopes_needs_all(self) -> None:
         assert missing(["jobs:read"], ["jobs:read"]) == []

@@ -280,6 +280,8 @@ def test_where_a_job_goes_on(
     assert (goes_on(claim.job_id), goes_on(retried)) == (second, second)
     damage(second)
     assert (goes_on(claim.job_id), goes_on(retried)) == (first, first)
+    foreign = make_job(project_id="proj_other", resume_checkpoint_id=second)
+    assert goes_on(foreign) is None, "its project was given the one checkpoint, and no other"
     damage(first)
     assert (goes_on(claim.job_id), goes_on(retried)) == (None, None)
     publish(claim, 2)  # the same step once more: whole again

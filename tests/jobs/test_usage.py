@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from jobs.db import Database, now
 from jobs.limits import ProjectLimits
-from jobs.repositories import events, jobs, projects, usage
+from jobs.repositories import events, jobs, judge_usage, metrics, projects, usage
 from jobs.repositories.usage import Span, days_of, month_of
 from jobs.resources import Slot
 from jobs.services.quotas import hold_budgets
 from jobs.settings import Settings
-from jobs.tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT, Attempt, Job, Metric
+from jobs.tables import DEFAULT_ORGANIZATION, DEFAULT_PROJECT, Attempt, Job, JudgeUsage
 
 MakeRunning = Callable[..., jobs.Claim]
 
@@ -88,21 +89,55 @@ def test_an_attempt_that_still_runs_counts_until_now(
         assert 200 <= usage.gpu_seconds(session, DEFAULT_PROJECT, Span(0, clock + 1000)) < 2 * (1000 + 100)
 
 
-def test_judge_tokens_are_summed_from_metrics(db: Database, make_job: Callable[..., str]) -> None:
+def test_judge_tokens_are_summed(db: Database, make_job: Callable[..., str]) -> None:
     mine, foreign = make_job(), make_job(project_id="proj_other")
     rows = [
-        (mine, 1, usage.JUDGE_TOKENS, 10, 100),
-        (mine, 2, usage.JUDGE_TOKENS, 5, 300),
-        (mine, 1, "loss", 7, 100),
-        (foreign, 1, usage.JUDGE_TOKENS, 1000, 100),
+        (mine, DEFAULT_PROJECT, 6, 4, 100),
+        (mine, DEFAULT_PROJECT, 5, 0, 300),
+        (None, DEFAULT_PROJECT, 20, 1, 150),
+        (foreign, "proj_other", 1000, 0, 100),
     ]
     with db.transaction() as session:
-        for job_id, step, name, value, at in rows:
-            row = {"job_id": job_id, "step": step, "name": name, "value": float(value), "created_at": float(at)}
-            session.execute(sa.insert(Metric).values(**row, split="train", epoch=1))
+        for number, (job_id, project_id, prompt, completion, at) in enumerate(rows):
+            row = {"id": str(number), "project_id": project_id, "job_id": job_id, "created_at": float(at)}
+            tokens = {"prompt_tokens": prompt, "completion_tokens": completion}
+            session.execute(sa.insert(JudgeUsage).values(**row, **tokens))
     with db.read() as session:
-        assert usage.judge_tokens(session, DEFAULT_PROJECT, Span(0, 200)) == 10
-        assert usage.judge_tokens(session, DEFAULT_PROJECT, Span(0, 301)) == 15
+        assert usage.judge_tokens(session, DEFAULT_PROJECT, Span(0, 150)) == 10
+        assert usage.judge_tokens(session, DEFAULT_PROJECT, Span(0, 200)) == 31
+        assert usage.judge_tokens(session, DEFAULT_PROJECT, Span(0, 301)) == 36
+        by_job = usage.by_job(session, DEFAULT_PROJECT, Span(0, 301))
+        assert [(each.job_id, each.judge_tokens) for each in by_job] == [(mine, 15)]
+
+
+def test_a_step_counts_once_for_each_attempt_that_made_it(db: Database, make_running: MakeRunning) -> None:
+    claim = make_running()
+    values = {
+        "loss": 1.0,
+        "judge_tokens/a/model/prompt": 7.0,
+        "judge_tokens/other/completion": 2.0,
+        "grader_tokens/judged/prompt": 7.0,
+        "sampled_judge_tokens/other/prompt": 30.0,
+    }
+
+    def record(epoch: int, step: int) -> bool:
+        given: dict[str, Any] = {"step": step, "split": "train", "values": values, "message": "m", "data": {}}
+        with db.transaction() as session:
+            return metrics.record_step(session, claim.job_id, epoch, **given)
+
+    def used() -> int:
+        with db.read() as session:
+            return judge_usage.of_job(session, claim.job_id)
+
+    assert record(claim.epoch, 1)
+    assert record(claim.epoch, 1)  # the answer to the commit was lost
+    assert used() == 39
+    assert not record(claim.epoch + 1, 2)
+    assert used() == 39
+    with db.transaction() as session:
+        session.execute(sa.update(Job).where(Job.id == claim.job_id).values(epoch=claim.epoch + 1))
+    assert record(claim.epoch + 1, 1)
+    assert used() == 78
 
 
 class TestBudgets:

@@ -185,7 +185,7 @@ class TestResolving:
     def test_extensions(self) -> None:
         stopping = {"patience": 2, "min_delta": 0.1, "warmup_evals": 1, "metric": "loss"}
         rl = {
-            "eval": {"interval": 3, "samples": 99, "batch_size": 7, "answers": 4},
+            "eval": {"interval": 3, "samples": 99, "batch_size": 7, "answers": 4, "at_start": False},
             "checkpointing": {
                 "every_steps": 2,
                 "keep_last": 9,
@@ -287,7 +287,7 @@ HYPER = "method.reinforcement.hyperparameters"
         ),
         (reinforcement(num_inner_updates=3), f"{HYPER}.num_inner_updates", "invalid_value", "divide batch_size"),
         (reinforcement(eval_interval=1, rl={"eval": {"interval": 1}}), f"{HYPER}.eval_interval", "invalid_value", ""),
-        (reinforcement(rl={"budget": {}}), "rl.budget", "unsupported_parameter", "not supported yet"),
+        (reinforcement(rl={"base_model": {}}), "rl.base_model", "unsupported_parameter", "name it as model"),
         (reinforcement(rl={"bugdet": {}}), "rl.bugdet", "unknown_parameter", "bugdet"),
         (reinforcement() | {"modle": "x"}, "modle", "unknown_parameter", "modle"),
         ({"training_file": "file-1"}, "model", "missing_required_parameter", "required"),
@@ -366,5 +366,6 @@ def test_evaluation_settings_need_a_validation_file() -> None:
         ("rl.early_stopping", {"early_stopping": {"patience": 1}}),
         ("rl.checkpointing.best_metric", {"checkpointing": {"best_metric": "loss"}}),
         ("rl.eval.answers", {"eval": {"answers": 2}}),
+        ("rl.eval.at_start", {"eval": {"at_start": False}}),
     ):
         assert refused(reinforcement(rl=rl), validation=None)[1] == name

@@ -45,7 +45,7 @@ def count(recipe_: Recipe, prompt: int, rows: int) -> dict[str, float]:
             for _ in range(recipe_.evaluation.answers if method.rollout else 0):
                 sample()
 
-    if rows:
+    if rows and recipe_.evaluation.at_start:
         evaluate()
     for step in range(1, method.max_steps + 1):
         for _ in range(method.batch_size):
@@ -73,6 +73,7 @@ def count(recipe_: Recipe, prompt: int, rows: int) -> dict[str, float]:
         (RL | SIZES, {}, 0),
         (RL | SIZES | {"num_inner_updates": 2, "kl_coefficient": 0.1}, {"evaluation": {"interval": 3}}, 5),
         (RL | SIZES, {"evaluation": {"interval": 5, "samples": 2, "answers": 4}}, 5),
+        (RL | SIZES, {"evaluation": {"interval": 5, "at_start": False}}, 5),
         ({"type": "supervised", "batch_size": 4, "max_steps": 7, "max_completion_length": 6}, {}, 5),
         ({"type": "dpo", "batch_size": 2, "mc_samples": 3, "max_steps": 7, "max_completion_length": 6}, {}, 0),
         ({"type": "supervised", "max_steps": 4, "grader": GRADER, "rollout": ROLLOUT | {"max_completion_length": 4}}

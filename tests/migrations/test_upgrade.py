@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 
 from jobs.db import Database, create_engine
 from jobs.repositories.schema import is_current
-from jobs.tables import DEFAULT_PROJECT, SCHEMA, Base, Delivery, Job, WebhookEndpoint
+from jobs.tables import DEFAULT_PROJECT, SCHEMA, Base, Delivery, Job, JudgeUsage, WebhookEndpoint
 from jobs.tenant_tables import AdminKey, ApiKey, Organization, Project
 from migrations import MigrationError, upgrade
 from tests.migrations.first_release import STATES, FirstRelease, job_id, read
@@ -43,6 +43,7 @@ ADDED = {
         "revision": 0,
         "deleted_at": None,
         "result_files": None,
+        "budget": None,
     },
     "files": {"expires_at": None, "problem": None, "job_id": None},
     "job_attempts": {
@@ -84,6 +85,28 @@ def test_every_row_comes_through(old: FirstRelease) -> None:
         assert is_current(session)
     with database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    database.dispose()
+
+
+def test_judge_tokens_of_old_metrics_are_usage(old: FirstRelease) -> None:
+    names = {"judge_tokens/a/b/prompt": 7.0, "judge_tokens/c/completion": 2.0, "loss": 9.0}
+    names |= {"sampled_judge_tokens/c/prompt": 30.0, "grader_tokens/g/prompt": 7.0}
+    engine = create_engine(old.url)
+    with engine.begin() as connection:
+        for step in (901, 902):
+            for name, value in names.items():
+                row = {"job_id": job_id("queued"), "step": step, "split": "train", "name": name, "value": value}
+                statement = "INSERT INTO job_metrics (job_id, step, split, name, value, epoch, created_at)"
+                values = "VALUES (:job_id, :step, :split, :name, :value, 1, 50)"
+                connection.execute(sa.text(f"{statement} {values}"), row)
+    engine.dispose()
+    upgrade(old.url)
+    database = Database(old.url)
+    with database.read() as session:
+        rows = session.scalars(sa.select(JudgeUsage).order_by(JudgeUsage.id)).all()
+        first = (f"{job_id('queued')}.1.901.train", job_id("queued"), 50.0)
+        assert [(row.prompt_tokens, row.completion_tokens) for row in rows] == [(37, 2)] * 2
+        assert (rows[0].id, rows[0].job_id, rows[0].created_at) == first
     database.dispose()
 
 

@@ -192,6 +192,13 @@ def test_early_stopping_finishes_the_run_also_when_it_was_resumed(train: Train) 
     assert contents(resumed.checkpoints()[2]) == contents(whole.checkpoints()[2])
 
 
+def test_no_evaluation_before_the_first_step(train: Train) -> None:
+    without = train(SUPERVISED, evaluation={"interval": 2, "at_start": False}).metrics("validation")
+    with_it = train(SUPERVISED, evaluation={"interval": 2}).metrics("validation")
+    assert (list(without), list(with_it)) == ([2, 4], [0, 2, 4])
+    assert without[4]["loss"] == with_it[4]["loss"], "evaluating changes nothing"
+
+
 def test_a_metric_that_evaluations_do_not_have_is_refused(train: Train) -> None:
     with pytest.raises(SpecError, match="no metric 'f1'") as caught:
         train(SUPERVISED, evaluation={"interval": 1}, early_stopping={"patience": 1, "metric": "f1"})
