@@ -35,6 +35,7 @@ from api.routes import (
     organization,
     permissions,
     progress,
+    project_secrets,
     queue,
     secrets,
     uploads,
@@ -97,6 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         chat,
         usage,
         organization,
+        project_secrets,
         capabilities,
         health,
     ):

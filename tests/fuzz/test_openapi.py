@@ -127,6 +127,7 @@ def objects(api: Api, folder: Path) -> dict[str, str]:
     checkpoint_id = service.checkpoint(service.claim(job_id), 2, folder / "checkpoint")
     ctx.close()
     upload = {"bytes": 1, "filename": "x", "mime_type": "text/plain", "purpose": "batch"}
+    hook = {"name": "h", "url": "https://receiver.example/hook", "event_types": ["fine_tuning.job.failed"]}
     grader = service.body()["method"]["reinforcement"]["grader"]
     with service.http() as http:
 
@@ -146,6 +147,7 @@ def objects(api: Api, folder: Path) -> dict[str, str]:
             "model": "tiny",
             "name": made("fine_tuning/secrets", name="s", value="v")["name"],
             "grader_id": made("fine_tuning/graders", name="g", grader=grader)["id"],
+            "webhook_endpoint_id": made("webhook_endpoints", **hook)["id"],
             "project_id": project_id,
             "key_id": made(f"organization/projects/{project_id}/api_keys", name="k", scopes=["all"])["id"],
         }
