@@ -260,6 +260,22 @@ def test_a_log_is_read_once_for_all(db: Database) -> None:
     on_a_feed(db, Source(), use)
 
 
+def test_whoever_was_slow_asks_again(db: Database) -> None:
+    """What came while a listener was still writing is not waited for."""
+
+    async def use(feeds: Feeds, source: Source) -> None:
+        with listening(feeds, source) as feed:
+            page = await feed.page(0)
+            assert not feed.is_behind(page)
+            quick = asyncio.ensure_future(hear(feed, 1))
+            source.lines.append("one")
+            await quick
+            assert feed.is_behind(page)
+            assert (await feed.page(page.place)).chunks == [b"data: one\nid: 1\n\n"]
+
+    on_a_feed(db, Source(), use)
+
+
 def test_an_error_of_ours_ends_all_who_wait(db: Database) -> None:
     async def use(feeds: Feeds, source: Source) -> None:
         with ExitStack() as stack:
