@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobs.db import now
+from jobs.kinds import Kind
 from jobs.repositories import attempts, events, projects, queue
 from jobs.repositories.dialect import is_postgresql, lock_project
 from jobs.repositories.transitions import move
@@ -43,6 +44,7 @@ class Claim:
     """The checkpoint whose weights it starts from instead of the base model's."""
     oom_step: int | None = None
     """Step at which an earlier attempt ran out of memory and since which no checkpoint was made."""
+    kind: Kind = Kind.TRAIN
 
 
 def claim(session: Session, job_id: str, worker_id: str, lease_s: float, *, host: str | None = None) -> Claim | None:
@@ -107,4 +109,5 @@ def _take(session: Session, job_id: str, worker_id: str, lease_s: float, host: s
         runtime_left_s=None if job.max_runtime_s is None else max(job.max_runtime_s - runtime_s, 0.0),
         start_checkpoint_id=job.start_checkpoint_id,
         oom_step=ooms[0] if ooms else None,
+        kind=Kind(job.kind),
     )

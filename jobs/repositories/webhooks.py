@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.ids import WEBHOOK, is_id, new_id
+from jobs.kinds import Kind
 from jobs.repositories.dialect import insert
 from jobs.repositories.text import clean
 from jobs.states import State, wire_status
@@ -44,10 +45,10 @@ def enqueue(session: Session, job_id: str) -> None:
     Over means what clients see: a job whose worker is still to stop is cancelled for them, and the second call, when
     the worker has stopped, adds nothing.
     """
-    columns = (Job.project_id, Job.state, Job.webhook_url)
-    project_id, state, url = session.execute(sa.select(*columns).where(Job.id == job_id)).one()
+    columns = (Job.project_id, Job.state, Job.webhook_url, Job.kind)
+    project_id, state, url, kind = session.execute(sa.select(*columns).where(Job.id == job_id)).one()
     status = wire_status(State(state))
-    if url is None or status not in _ENDS:
+    if url is None or status not in _ENDS or kind != Kind.TRAIN:  # the events are of fine-tuning jobs
         return
     statement = insert(session, Delivery).values(
         id=new_id(WEBHOOK),

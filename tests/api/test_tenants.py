@@ -17,7 +17,20 @@ import sqlalchemy as sa
 from api.auth import PUBLIC
 from api.main import create_app
 from jobs.db import now
-from jobs.ids import AUDIT, CHECKPOINT, FILE, GRADER, JOB, PERMISSION, PROJECT, UPLOAD, WEBHOOK, new_id
+from jobs.ids import (
+    AUDIT,
+    CHECKPOINT,
+    EVALUATION,
+    EXPORT,
+    FILE,
+    GRADER,
+    JOB,
+    PERMISSION,
+    PROJECT,
+    UPLOAD,
+    WEBHOOK,
+    new_id,
+)
 from jobs.scopes import SCOPES
 from jobs.settings import Settings
 from jobs.tenant_tables import ApiKey
@@ -34,6 +47,8 @@ UNKNOWN = {
     "permission_id": new_id(PERMISSION),
     "delivery_id": new_id(WEBHOOK),
     "grader_id": new_id(GRADER),
+    "evaluation_id": new_id(EVALUATION),
+    "export_id": new_id(EXPORT),
     "project_id": new_id(PROJECT),
     "key_id": "key_00000000",
     "audit_id": new_id(AUDIT),
@@ -199,12 +214,19 @@ class TestForeignIds:
             permission = http.post(url, json={"project_ids": [other]}).json()["data"][0]["id"]
             announced = {"bytes": 1, "filename": "x", "mime_type": "text/plain", "purpose": "batch"}
             upload_id = http.post("/v1/uploads", json=announced).json()["id"]
+            url = f"/v1/fine_tuning/checkpoints/{checkpoint_id}"
+            evaluated = http.post(f"{url}/evaluate", json={"file": tenants.upload(key)}).json()["id"]
+            exported = http.post(f"{url}/export").json()["id"]
+        for task_id in (evaluated, exported):
+            tenants.result(task_id, tmp_path / "result")
         ids = {
             "file_id": tenants.upload(key),
             "upload_id": upload_id,
             "job_id": job_id,
             "checkpoint_id": checkpoint_id,
             "permission_id": permission,
+            "evaluation_id": evaluated,
+            "export_id": exported,
         }
         return key, UNKNOWN | ids
 

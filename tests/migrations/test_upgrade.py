@@ -43,6 +43,7 @@ ADDED = {
         "revision": 0,
         "deleted_at": None,
         "result_files": None,
+        "kind": "train",
     },
     "files": {"expires_at": None, "problem": None, "job_id": None},
     "job_attempts": {
