@@ -33,6 +33,8 @@ _DONE = {
     "complete": "completed",
     "create": "created",
     "delete": "deleted",
+    "evaluate": "evaluated",
+    "export": "exported",
     "pause": "paused",
     "redeliver": "redelivered",
     "resume": "resumed",

@@ -16,6 +16,8 @@ TAGS = {
     "Fine-tuning jobs": "Create jobs, follow and steer them. Extensions of OpenAI's API stand under `rl`.",
     "Progress": "What a job tells while it runs: events, metrics, samples, attempts, checkpoints.",
     "Checkpoints": "Weights of a job at a step: describe, pin, download, share, delete.",
+    "Evaluations": "Models answer a file's rows, and graders grade the answers.",
+    "Exports": "Weights of a checkpoint for use elsewhere: merged or adapter alone, in a precision.",
     "Graders": "Try, check and store what gives rewards.",
     "Secrets": "Values that graders need and nobody is shown.",
     "Webhooks": "Endpoints that are told how jobs end, and what was delivered.",
@@ -84,7 +86,9 @@ class Link(NamedTuple):
 
 _ID = "$response.body#/id"
 _JOB, _FILE, _GRADER = "/v1/fine_tuning/jobs", "/v1/files", "/v1/fine_tuning/graders"
-_UPLOAD = "/v1/uploads"
+_UPLOAD, _ENDPOINT = "/v1/uploads", "/v1/webhook_endpoints"
+_CHECKPOINT, _EVALUATION = "/v1/fine_tuning/checkpoints/{checkpoint_id}", "/v1/fine_tuning/evaluations"
+_EXPORT = "/v1/fine_tuning/exports"
 _PROJECT, _ADMIN_KEYS = "/v1/organization/projects", "/v1/organization/admin_api_keys"
 
 
@@ -111,6 +115,13 @@ _OF_JOB = _links(
     f"patch {_JOB}/{{job_id}}",
     f"delete {_JOB}/{{job_id}}",
 )
+_OF_EVALUATION = _links(
+    "evaluation_id",
+    f"get {_EVALUATION}/{{evaluation_id}}",
+    f"get {_EVALUATION}/{{evaluation_id}}/samples",
+    f"post {_EVALUATION}/{{evaluation_id}}/cancel",
+    f"delete {_EVALUATION}/{{evaluation_id}}",
+)
 LINKS: dict[tuple[str, str], dict[str, Link]] = {
     ("post", _FILE): _links(
         "file_id",
@@ -128,6 +139,22 @@ LINKS: dict[tuple[str, str], dict[str, Link]] = {
     ("post", _JOB): _OF_JOB,
     ("post", f"{_JOB}/{{job_id}}/clone"): _OF_JOB,
     ("post", f"{_JOB}/{{job_id}}/retry"): _OF_JOB,
+    ("post", _EVALUATION): _OF_EVALUATION,
+    ("post", f"{_CHECKPOINT}/evaluate"): _OF_EVALUATION,
+    ("post", f"{_CHECKPOINT}/export"): _links(
+        "export_id",
+        f"get {_EXPORT}/{{export_id}}",
+        f"get {_EXPORT}/{{export_id}}/files",
+        f"post {_EXPORT}/{{export_id}}/cancel",
+        f"delete {_EXPORT}/{{export_id}}",
+    ),
+    ("post", _ENDPOINT): _links(
+        "webhook_endpoint_id",
+        f"get {_ENDPOINT}/{{webhook_endpoint_id}}",
+        f"post {_ENDPOINT}/{{webhook_endpoint_id}}",
+        f"post {_ENDPOINT}/{{webhook_endpoint_id}}/rotate_secret",
+        f"delete {_ENDPOINT}/{{webhook_endpoint_id}}",
+    ),
     ("post", _GRADER): _links(
         "grader_id",
         f"get {_GRADER}/{{grader_id}}",

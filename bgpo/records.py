@@ -30,7 +30,7 @@ from bgpo.errors import (
     ZeroGradientError,
 )
 
-Phase = Literal["loading_model", "evaluating", "rollout", "grading", "training", "checkpointing"]
+Phase = Literal["loading_model", "evaluating", "rollout", "grading", "training", "checkpointing", "exporting"]
 Split = Literal["train", "validation"]
 COMMANDS = ("checkpoint", "pause", "cancel")
 _LAST_WRITE_S = 1.0

@@ -1,4 +1,5 @@
-"""`python -m bgpo.run SPEC.json`: train from a shell, or under a supervisor.
+"""`python -m bgpo.run SPEC.json`: train from a shell, or under a supervisor. A task's specification (`bgpo.task_spec`)
+makes it evaluate or export instead.
 
 Records (see `bgpo.records`) go to stdout, to the file descriptor given by `--record-fd`, or to the file or FIFO of
 `--record-path`. These flags also make the run supervised: the end of stdin then means that the parent is gone, and the
@@ -26,10 +27,13 @@ from bgpo.allocator import keep_freed_memory
 from bgpo.errors import BgpoError, OutOfMemory, PeerLost, SpecError
 from bgpo.records import ExitCode, RecordWriter, exit_code
 from bgpo.secrets import take_secrets
-from bgpo.spec import RunSpec, parse_run_spec
+from bgpo.spec import RunSpec
+from bgpo.task_spec import EvaluationTask, ExportTask, Spec, parse_spec
 
 if TYPE_CHECKING:
     from bgpo.training.cluster import Cluster
+    from bgpo.training.control import Control
+    from bgpo.training.reporter import Reporter
 
 _PR_SET_PDEATHSIG = 1
 
@@ -37,7 +41,7 @@ _PR_SET_PDEATHSIG = 1
 def main(argv: list[str] | None = None) -> int:
     """Run and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bgpo.run", description="Train a diffusion language model.")
-    parser.add_argument("spec", help="run specification, a JSON file (bgpo.spec.RunSpec)")
+    parser.add_argument("spec", help="a JSON file (bgpo.spec.RunSpec, or a task of bgpo.task_spec)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--record-fd", type=int, help="write records here instead of stdout; the run is supervised")
     where.add_argument("--record-path", help="the same by name, for processes of a launcher; it must exist")
@@ -77,35 +81,34 @@ def _end_with_launcher() -> None:
 def _run(path: str, secret_fd: int | None, writer: RecordWriter, supervised: bool) -> int:
     try:
         secrets = take_secrets(secret_fd)
-        spec = parse_run_spec(path)
+        spec = parse_spec(path)
     except SpecError as error:
         if _is_main():
             details = {"code": error.code, "message": error.message, "param": error.param}
             writer.emit("error", phase="loading_model", step=0, **details)
         return ExitCode.BAD_SPEC
-    return _train(spec, secrets, writer, supervised)
+    return _work(spec, secrets, writer, supervised)
 
 
-def _train(spec: RunSpec, secrets: Mapping[str, str], writer: RecordWriter, supervised: bool) -> int:
+def _work(spec: Spec, secrets: Mapping[str, str], writer: RecordWriter, supervised: bool) -> int:
     import torch  # after the spec is known to be valid: a bad spec fails in milliseconds
 
     from bgpo.training.cluster import join_cluster
     from bgpo.training.control import Control
-    from bgpo.training.loop import Run
     from bgpo.training.reporter import Reporter
 
     keep_freed_memory()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    if _is_main():
-        reporter = Reporter(writer, spec.method.max_steps)
-    else:
-        reporter = Reporter(None, spec.method.max_steps, errors=writer if supervised else None)
-    control = Control(on_cancel=lambda: writer.end(ExitCode.CANCELLED))
+    steps = spec.method.max_steps if isinstance(spec, RunSpec) else 0
+    reporter = Reporter(writer, steps) if _is_main() else Reporter(None, steps, errors=writer if supervised else None)
+    # A task has nothing to save when it is to stop.
+    on_stop = _nothing if isinstance(spec, RunSpec) else _stop_at_once
+    control = Control(on_cancel=lambda: writer.end(ExitCode.CANCELLED), on_stop=on_stop)
     control.listen(supervised=supervised, commands=_is_main())
     try:
         cluster = join_cluster(spec.device)
-        finished = Run(spec, reporter, control, supervised, cluster, secrets).train()
+        finished = _finish(spec, reporter, control, supervised, cluster, secrets)
         status = ExitCode.FINISHED if finished else ExitCode.STOPPED
         reporter.close()
         if _is_main():
@@ -127,6 +130,29 @@ def _train(spec: RunSpec, secrets: Mapping[str, str], writer: RecordWriter, supe
         return ExitCode.UNEXPECTED
     finally:
         reporter.close()
+
+
+def _finish(
+    spec: Spec, reporter: Reporter, control: Control, supervised: bool, cluster: Cluster, secrets: Mapping[str, str]
+) -> bool:
+    """Do the work; False when it was stopped with a checkpoint to resume from."""
+    if isinstance(spec, EvaluationTask | ExportTask):
+        from bgpo.training.task_run import run_task
+
+        run_task(spec, reporter, secrets)
+        return True
+    from bgpo.training.loop import Run
+
+    return Run(spec, reporter, control, supervised, cluster, secrets).train()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _stop_at_once() -> None:
+    """From a signal handler too, which may have interrupted the writing of a record: says nothing."""
+    os._exit(ExitCode.STOPPED)
 
 
 def _part_from(cluster: Cluster) -> None:

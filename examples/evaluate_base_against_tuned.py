@@ -1,5 +1,5 @@
-"""Compare a tuned model with its base: both answer the same held-out puzzles over chat completions, one grader scores
-both, and the comparison is paired, puzzle by puzzle.
+"""Compare a tuned model with its base: the service lets both answer the same held-out puzzles and grades them, and the
+comparison is paired, puzzle by puzzle.
 
     python examples/evaluate_base_against_tuned.py --base-url http://127.0.0.1:8000/v1
 
@@ -9,56 +9,55 @@ A paired comparison tells smaller differences apart than two averages: how hard 
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+import time
 from statistics import fmean, stdev
 from typing import Any
 
-from helpers import ANSWER, IMITATION, MODEL, connect, puzzles, require, upload, wait
+from helpers import ANSWER, IMITATION, MODEL, OVER, connect, puzzles, require, upload, wait
 from openai import OpenAI
 
 GRADER: Any = {"type": "sudoku", "name": "sudoku", "reward": "mixed"}
-SAMPLER = {"diffusion": {"block_length": ANSWER["block_length"], "steps": ANSWER["diffusion_steps"]}}
+ANSWERS = 2
+"""To each puzzle."""
 
 
 def main() -> None:
     client = connect(__doc__)
     shown = upload(client, puzzles("train", 2048, "--demonstrations"), "shown.jsonl")
-    held_out = puzzles("test", 96)
+    held_out = upload(client, puzzles("test", 96), "held_out.jsonl")
     method: Any = {"type": "supervised", "supervised": {"hyperparameters": IMITATION}}
     job = client.fine_tuning.jobs.create(model=MODEL, training_file=shown, method=method, seed=7)
     print(f"{job.id} tunes {MODEL}")
     job = wait(client, job.id)
     require(job.status == "succeeded", f"the job has {job.status}: {job.error}")
 
-    base, tuned = (rewards(client, str(model), held_out) for model in (MODEL, job.fine_tuned_model))
+    base, tuned = (evaluate(client, str(model), held_out) for model in (MODEL, job.fine_tuned_model))
     gains = [after - before for before, after in zip(base, tuned, strict=True)]
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     mean, half = fmean(gains), 1.96 * stdev(gains) / math.sqrt(len(gains))
-    print(f"mean reward of {len(gains)} held-out puzzles:")
-    print(f"  base   {fmean(base):.3f}")
-    print(f"  tuned  {fmean(tuned):.3f}")
-    print(f"  gain   {mean:+.3f}, 95 % interval {mean - half:+.3f} to {mean + half:+.3f}")
-    print(f"  better on {better} puzzles, worse on {worse}: p = {sign_test(better, worse):.2g}")
+    print(f"gain {mean:+.3f}, 95 % interval {mean - half:+.3f} to {mean + half:+.3f}")
+    print(f"better on {better} puzzles, worse on {worse}: p = {sign_test(better, worse):.2g}")
     require(mean - half > 0, "the tuned model is not better than its base")
 
 
-def rewards(client: OpenAI, model: str, rows: list[dict[str, Any]]) -> list[float]:
-    """What the grader gives for the model's answer to each row."""
-
-    def answer(row: dict[str, Any]) -> str:
-        got = client.chat.completions.create(
-            model=model, messages=row["messages"], max_tokens=ANSWER["max_completion_length"], extra_body=SAMPLER
-        )
-        return got.choices[0].message.content or ""
-
-    with ThreadPoolExecutor(8) as pool:  # requests that come together are decoded together
-        answers = list(pool.map(answer, rows))
-    print(f"{model} answers {rows[0]['puzzle']} with {answers[0]}")
-    samples = [{"model_sample": text, "item": row} for text, row in zip(answers, rows, strict=True)]
-    run: Any = client.post(
-        "/fine_tuning/graders/run_batch", body={"grader": GRADER, "samples": samples}, cast_to=object
-    )
-    return [graded["reward"] for graded in run["data"]]
+def evaluate(client: OpenAI, model: str, file: str) -> list[float]:
+    """The mean reward of the model's sampled answers to each row of the file."""
+    body = {"model": model, "file": file, "grader": GRADER, "sampler": ANSWER, "answers": ANSWERS, "seed": 7}
+    run: Any = client.post("/fine_tuning/evaluations", body=body, cast_to=object)
+    url = f"/fine_tuning/evaluations/{run['id']}"
+    while run["status"] not in OVER:
+        time.sleep(0.5)
+        run = client.get(url, cast_to=object)
+    require(run["status"] == "succeeded", f"the evaluation has {run['status']}: {run['error']}")
+    score = run["results"]["sampled"]
+    print(f"{model}: mean reward {score['mean']:.3f} +- {score['stderr']:.3f}, solved {score['pass_rate']:.0%}")
+    rewards: list[float] = []
+    page: Any = {"has_more": True, "last_id": None}
+    while page["has_more"]:
+        after = f"&after={page['last_id']}" if page["last_id"] else ""
+        page = client.get(f"{url}/samples?decoding=sampled&limit=100{after}", cast_to=object)
+        rewards += [sample["reward"] for sample in page["data"]]
+    return [fmean(rewards[first : first + ANSWERS]) for first in range(0, len(rewards), ANSWERS)]
 
 
 def sign_test(better: int, worse: int) -> float:

@@ -202,6 +202,16 @@ def is_adapter_only(manifest: Manifest) -> bool:
     return not any(file.kind == "weights" and "/" not in file.path for file in manifest.files)
 
 
+def has_adapter(manifest: Manifest) -> bool:
+    """Whether a LoRA adapter is among its files."""
+    return any(file.kind == "adapter" for file in manifest.files)
+
+
+def adapter_files(manifest: Manifest) -> list[ManifestFile]:
+    """The adapter alone, which a base model is loaded with."""
+    return [file for file in manifest.files if file.kind == "adapter"]
+
+
 def model_files(manifest: Manifest) -> list[ManifestFile]:
     """What a model is loaded from: no trainer's state, and no adapter beside weights it is merged into."""
     unused = {"trainer_state"} if is_adapter_only(manifest) else {"trainer_state", "adapter"}

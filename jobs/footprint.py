@@ -82,6 +82,12 @@ def disk_bytes(model_bytes: int, stored_dtype: str, recipe: dict[str, Any], inpu
     return input_bytes + resume_bytes + _CHECKPOINTS * checkpoint
 
 
+def export_bytes(model_bytes: int, stored_dtype: str, dtype: str) -> int:
+    """Bytes of a whole model of this base, exported as `dtype`."""
+    each, stored = (2 if name in _HALF else 4 for name in (dtype, stored_dtype))
+    return model_bytes * each // stored
+
+
 def _checkpoint_bytes(model_bytes: int, stored_dtype: str, recipe: dict[str, Any]) -> int:
     method = recipe.get("method", {})
     doubled = recipe.get("precision", "float32") == "float32" and stored_dtype in _HALF

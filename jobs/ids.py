@@ -12,6 +12,7 @@ from uuid_utils import uuid7
 FILE, JOB, EVENT, CHECKPOINT, WEBHOOK, GRADER = "file-", "ftjob-", "ftevent-", "ftckpt_", "evt_", "grader-"
 PROJECT, PERMISSION, AUDIT = "proj_", "cp_", "audit_log-"
 COMPLETION = "chatcmpl-"
+EVALUATION, EXPORT = "fteval-", "ftexport-"
 UPLOAD, PART, REQUEST = "upload_", "part_", "request_"
 ENDPOINT = "we_"
 JUDGED = "judged_"

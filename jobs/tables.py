@@ -31,7 +31,7 @@ __all__ = [
     "Upload",
     "WebhookEndpoint",
 ]
-SCHEMA = "0009"
+SCHEMA = "0010"
 """The newest migration."""
 
 
@@ -66,13 +66,18 @@ class File(Base):
 
 
 class Job(Base):
-    """One fine-tuning job: what was asked (immutable), and where it stands."""
+    """One fine-tuning job, or a task of another kind: what was asked (immutable), and where it stands.
+
+    A task has no columns of its own. Its result is its final checkpoint: of an evaluation the answers and their
+    metrics, of an export the exported files.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
         sa.UniqueConstraint("project_id", "idempotency_key"),
         sa.UniqueConstraint("project_id", "tuned_model"),
-        sa.Index(None, "project_id", "created_at", "id"),
+        sa.Index(None, "project_id", "kind", "created_at", "id"),
+        sa.Index(None, "source_job_id"),
         sa.Index(None, "state", "not_before"),
         sa.Index(None, "project_id", "state"),
         sa.Index(None, "resume_checkpoint_id"),
@@ -80,6 +85,8 @@ class Job(Base):
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(default="train", server_default="train")
+    """`jobs.kinds.Kind`."""
     project_id: Mapped[str]
     created_at: Mapped[float]
     idempotency_key: Mapped[str | None]
@@ -95,16 +102,18 @@ class Job(Base):
     lineage: Mapped[list[dict[str, Any]] | None]
     """The tuned models it descends from, the nearest first: model, checkpoint, job, step of each."""
     training_file: Mapped[str]
+    """Empty in a task."""
     validation_file: Mapped[str | None]
+    """In an evaluation, the file whose rows are answered."""
     suffix: Mapped[str | None]
     tags: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     seed: Mapped[int]
     method: Mapped[dict[str, Any]]
     """The method as the wire shows it, with resolved hyperparameters."""
     recipe: Mapped[dict[str, Any]]
-    """A `bgpo.spec.Recipe`: what the trainer is told."""
+    """What the trainer is told: a `bgpo.spec.Recipe`, or an export's content and dtype."""
     tuned_model: Mapped[str]
-    """Name of the resulting model; shown only when the job has succeeded."""
+    """Name of the resulting model; shown only when the job has succeeded. A task makes none: its own id."""
     tuned_model_deleted_at: Mapped[float | None]
     """Since when that name is no model any more."""
     result_files: Mapped[list[str] | None]
@@ -113,7 +122,8 @@ class Job(Base):
     request: Mapped[dict[str, Any] | None]
     """The create body as sent, for `clone`; None in jobs of schema 0001."""
     source_job_id: Mapped[str | None]
-    """The job this one was made from by `retry` or `clone`."""
+    """The job this one was made from by `retry` or `clone`; of a task, the job whose checkpoint it is about, in the
+    same project."""
     webhook_url: Mapped[str | None]
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     """-1 low, 0 normal, 1 high."""

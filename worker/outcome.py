@@ -26,7 +26,7 @@ _EXITS = {
 _CODES = {BgpoError.code: "trainer_crashed", PeerLost.code: "trainer_crashed"}
 
 # The trainer names fields of its specification; the user knows the request's.
-_PARAMS = {"train_data": "training_file", "validation_data": "validation_file"}
+_PARAMS = {"data": "file", "train_data": "training_file", "validation_data": "validation_file"}
 
 DRAINED = JobError("worker_lost", "the worker was stopped")
 """Why a drained worker hands its job back."""

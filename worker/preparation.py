@@ -5,8 +5,8 @@ was abandoned may still write into its attempt's folder, to no effect.
 
 A checkpoint whose files are missing or altered is marked so and never used again; the attempt goes on from the next
 older good one, and without any from the weights it started from: the base model's, or those of a checkpoint of another
-job, without which it fails. A store that does not answer says nothing about a checkpoint: it is asked again a few
-times, then the job is handed back.
+job, without which it fails. A task has nothing to go on from. A store that does not answer says nothing about a
+checkpoint: it is asked again a few times, then the job is handed back.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,19 +24,31 @@ import structlog
 from sqlalchemy.orm import Session
 
 from bgpo.errors import BgpoError, DataError, DiskFullError, GraderError, ModelError
+from bgpo.rewards.spec import AnyGraderSpec
 from bgpo.spec import RunSpec, parse_run_spec
+from bgpo.task_spec import EvaluationTask, Spec
 from jobs import footprint
-from jobs.artifacts import ArtifactError, Manifest, StorageError, StorageFull, is_adapter_only, model_files
+from jobs.artifacts import (
+    ArtifactError,
+    Manifest,
+    ManifestFile,
+    StorageError,
+    StorageFull,
+    is_adapter_only,
+    model_files,
+)
 from jobs.errors import InvalidRequest
+from jobs.kinds import Kind
 from jobs.repositories import checkpoints, events, files
 from jobs.repositories.claims import Claim
 from jobs.repositories.transitions import hold
 from jobs.services.grading import grader_settings, secrets_for
 from jobs.services.models import BaseModel, Catalog
-from jobs.tables import Checkpoint, File
+from jobs.tables import Checkpoint, File, Job
 from worker import disk
 from worker.context import WorkerContext
 from worker.outages import DATABASE_OUTAGE
+from worker.task_specs import is_over_base, needed_files, task_spec
 from worker.workdir import WorkDir
 
 _STORE_RETRIES_S = (1.0, 5.0, 15.0)
@@ -60,9 +72,30 @@ class Inputs:
     """Whose weights the job starts from instead of the base model's."""
 
     @property
+    def weights(self) -> list[ManifestFile]:
+        """Files of `start`."""
+        return [] if self.start is None else model_files(Manifest.from_json(self.start.manifest))
+
+    @property
     def bytes(self) -> int:
         """Of the files, without the checkpoint."""
         return self.training.bytes + (self.validation.bytes if self.validation else 0)
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """The rows of what a task needs."""
+
+    checkpoint: Checkpoint | None
+    """None = the base model's own weights."""
+    over_base: bool
+    """Its adapter is what is needed of it."""
+    file: File | None
+
+    @property
+    def needed(self) -> list[ManifestFile]:
+        """Of the checkpoint."""
+        return [] if self.checkpoint is None else needed_files(self.checkpoint, self.over_base)
 
 
 @dataclass(frozen=True)
@@ -116,14 +149,20 @@ class Preparation(threading.Thread):
         model = Catalog(settings.model_root).get(claim.model)
         if model is None:
             raise ModelError(f"this worker has no base model {claim.model!r}", "model")
+        spec = self._prepare_run(model) if claim.kind == Kind.TRAIN else self._prepare_task(model)
+        self._secrets = self._look_up_secrets(spec)
+        self._workdir.spec.write_text(json.dumps(spec.model_dump(mode="json"), indent=2) + "\n", "utf-8")
+
+    def _prepare_run(self, model: BaseModel) -> Spec:
+        claim, settings = self._claim, self._context.settings
         inputs = self._ask(self._look_up)
         self._require_room(model, inputs)
         training = self._fetch_file(inputs.training, "training_file")
         validation = self._fetch_file(inputs.validation, "validation_file") if inputs.validation else None
         resume = self._fetch_checkpoint(inputs.resume)
-        start = self._fetch_start(inputs.start) if inputs.start is not None else None
+        start = self._fetch_start(inputs.start, inputs.weights) if inputs.start is not None else None
         adapter = inputs.start is not None and is_adapter_only(Manifest.from_json(inputs.start.manifest))
-        spec = parse_run_spec(
+        return parse_run_spec(
             claim.recipe
             | {
                 "model": str(start or model.path),
@@ -137,8 +176,36 @@ class Preparation(threading.Thread):
                 "graders": grader_settings(settings).model_dump(mode="json"),
             }
         )
-        self._secrets = self._look_up_secrets(spec)
-        self._workdir.spec.write_text(json.dumps(spec.model_dump(mode="json"), indent=2) + "\n", "utf-8")
+
+    def _prepare_task(self, model: BaseModel) -> Spec:
+        claim = self._claim
+        inputs = self._ask(self._look_up_task)
+        size, dtype = footprint.model_size(model.path)
+        needed = sum(file.bytes for file in inputs.needed)
+        if claim.kind == Kind.EXPORT:
+            needed += footprint.export_bytes(size, dtype, claim.recipe["dtype"])
+        elif inputs.file is not None:
+            needed += 2 * inputs.file.bytes  # the results repeat the prompts
+        self._require_disk(needed)
+        data = self._fetch_file(inputs.file, "file") if inputs.file is not None else None
+        weights, base = model.path, None
+        if inputs.checkpoint is not None:
+            weights = self._fetch_start(inputs.checkpoint, inputs.needed)
+            base = model.path if inputs.over_base else None
+        return task_spec(
+            self._context.settings, claim, model=weights, base=base, data=data, output=self._workdir.output
+        )
+
+    def _look_up_task(self, session: Session) -> TaskInputs:
+        claim, file, over_base = self._claim, None, False
+        if claim.validation_file is not None:
+            file = files.get(session, claim.project_id, claim.validation_file)
+            if file is None:
+                raise DataError("the file was deleted before the evaluation started", "file")
+        checkpoint = self._look_up_start(session)
+        if checkpoint is not None:
+            over_base = is_over_base(claim, checkpoint, session.get_one(Job, checkpoint.job_id))
+        return TaskInputs(checkpoint, over_base, file)
 
     def _look_up(self, session: Session) -> Inputs:
         claim = self._claim
@@ -147,30 +214,35 @@ class Preparation(threading.Thread):
         if training is None or (validation is None and claim.validation_file):
             name = "training_file" if training is None else "validation_file"
             raise DataError("the file was deleted before the job started", name)
-        start = None
-        if claim.start_checkpoint_id is not None:
-            start = checkpoints.by_id(session, claim.start_checkpoint_id)
-            if start is None:
-                raise ModelError("the checkpoint that the job starts from was deleted", "model")
+        start = self._look_up_start(session)
         return Inputs(training, validation, checkpoints.to_resume(session, claim.job_id), start)
 
-    def _look_up_secrets(self, spec: RunSpec) -> dict[str, str]:
-        context, project, grader = self._context, self._claim.project_id, spec.method.grader
+    def _look_up_start(self, session: Session) -> Checkpoint | None:
+        if self._claim.start_checkpoint_id is None:
+            return None
+        start = checkpoints.by_id(session, self._claim.start_checkpoint_id)
+        if start is None:
+            raise ModelError("the checkpoint that the job starts from was deleted", "model")
+        return start
+
+    def _look_up_secrets(self, spec: Spec) -> dict[str, str]:
+        context, project = self._context, self._claim.project_id
+        grader, path = _grader_of(spec)
         if grader is None:
             return {}
         try:
             return self._until_answered(lambda: secrets_for(context.settings, context.database, project, grader))
         except InvalidRequest as error:  # deleted since, or this installation keeps none
-            path = f"method.{spec.method.type}.grader"
             raise GraderError(error.message, f"{path}.{error.param}" if error.param else path) from error
 
     def _require_room(self, model: BaseModel, inputs: Inputs) -> None:
         size, dtype = footprint.model_size(model.path)
         resume = inputs.resume.bytes if inputs.resume else 0
         needed = footprint.disk_bytes(size, dtype, self._claim.recipe, inputs.bytes, resume)
-        needed += (
-            sum(file.bytes for file in model_files(Manifest.from_json(inputs.start.manifest))) if inputs.start else 0
-        )
+        needed += sum(file.bytes for file in inputs.weights)
+        self._require_disk(needed)
+
+    def _require_disk(self, needed: int) -> None:
         free = shutil.disk_usage(self._workdir.path).free
         if free < needed:
             host, home = self._context.slot.host, self._context.settings.home
@@ -189,13 +261,12 @@ class Preparation(threading.Thread):
             raise DataError(message, param) from error
         return target
 
-    def _fetch_start(self, checkpoint: Checkpoint) -> Path:
+    def _fetch_start(self, checkpoint: Checkpoint, files: Sequence[ManifestFile]) -> Path:
         """The weights the job starts from. There is nothing to start from instead."""
         target = self._workdir.path / "start"
         store = self._context.store
-        files = Manifest(tuple(model_files(Manifest.from_json(checkpoint.manifest))))
         try:
-            self._patiently(partial(store.fetch_directory, checkpoint.key, files, target))
+            self._patiently(partial(store.fetch_directory, checkpoint.key, Manifest(tuple(files)), target))
         except ArtifactError as error:
             self._ask(partial(checkpoints.mark_damaged, checkpoint_id=checkpoint.id), writes=True)
             message = f"the checkpoint {checkpoint.id} that the job starts from is damaged: {error.message}"
@@ -270,3 +341,10 @@ class Preparation(threading.Thread):
     def _wait(self, seconds: float) -> None:
         if self._abandoned.wait(seconds):
             raise Abandoned("the attempt is over")
+
+
+def _grader_of(spec: Spec) -> tuple[AnyGraderSpec | None, str]:
+    """A specification's grader, and where it stands in the request."""
+    if isinstance(spec, RunSpec):
+        return spec.method.grader, f"method.{spec.method.type}.grader"
+    return (spec.recipe.method.grader if isinstance(spec, EvaluationTask) else None), "grader"

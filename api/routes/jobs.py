@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request
 from starlette.concurrency import run_in_threadpool
 
+from api import filters
 from api.deps import After, Ctx, Limit, ReadsJobs, WritesJobs
 from api.errors import RESPONSES
 from api.follow import MAX_WAIT_S, until_over
@@ -19,15 +19,12 @@ from api.schemas.jobs import JobDeleted, JobObject, job_object
 from api.schemas.lists import ListOf, list_of
 from api.schemas.specification import SpecificationObject, specification_object
 from jobs.context import Context
-from jobs.errors import InvalidRequest
 from jobs.services import changes, clone, create, dry_run, estimate, jobs, queue, retry, specification
 from jobs.services.once import Ticket
-from jobs.states import WIRE_STATUSES, State, states_of
 from jobs.tables import Job
 from jobs.wire.request import CreateJob, RetryJob, UpdateJob
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning jobs"], responses=RESPONSES, route_class=JsonRoute)
-_METADATA = re.compile(r"metadata\[(.+)\]")
 
 
 @router.post("")
@@ -60,13 +57,13 @@ def list_jobs(
     project: ReadsJobs,
     after: After = None,
     limit: Limit = 20,
-    status: Annotated[list[str] | None, Query(description="Only these; repeat, or separate by commas.")] = None,
+    status: filters.Status = None,
     model: Annotated[str | None, Query(max_length=256, description="Only jobs of this base model.")] = None,
 ) -> ListOf[JobObject]:
     """List jobs, newest first. `metadata[key]=value` filters; `metadata=null` finds those with none."""
-    tags, untagged = _metadata(request)
+    tags, untagged = filters.metadata(request)
     page = jobs.page(
-        ctx, project, after=after, limit=limit, tags=tags, untagged=untagged, states=_states(status), model=model
+        ctx, project, after=after, limit=limit, tags=tags, untagged=untagged, states=filters.states(status), model=model
     )
     return list_of(page, job_object)
 
@@ -184,27 +181,3 @@ async def _once(repeats: Repeats, ctx: Context, project: str, make: Callable[[Ti
 
 def _shown(ctx: Context, job: Job) -> JobObject:
     return job_object(job, queue.waiting(ctx, job))
-
-
-def _states(statuses: list[str] | None) -> set[State] | None:
-    given = [name for item in statuses or [] for name in item.split(",") if name]
-    wrong = [name for name in given if name not in WIRE_STATUSES]
-    if wrong:
-        raise InvalidRequest(f"status: {wrong[0]} is none of {', '.join(WIRE_STATUSES)}.", "status")
-    found = {state for status in WIRE_STATUSES if status in given for state in states_of(status)}
-    return found if given else None
-
-
-def _metadata(request: Request) -> tuple[dict[str, str], bool]:
-    tags: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        found = _METADATA.fullmatch(name)
-        if found is None:
-            continue
-        if "\x00" in name + value:
-            raise InvalidRequest("metadata must not contain NUL.", "metadata")
-        tags[found[1]] = value
-    literal = request.query_params.get("metadata")
-    if literal not in (None, "null"):
-        raise InvalidRequest("metadata takes metadata[key]=value, or null.", "metadata")
-    return tags, literal == "null"

@@ -23,7 +23,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,34 @@ def write_checkpoint(
         "versions": {"bgpo": bgpo.__version__, "torch": torch.__version__},
     }
     try:
-        _write(temporary, final, policy, optimizer, summary)
-    except BaseException as error:
+        with disk_errors(f"the checkpoint of step {step} does not fit on the disk"):
+            _write(temporary, final, policy, optimizer, summary)
+    except BaseException:
         if optimizer.sharing.cluster.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
-        if _is_full(error):
-            raise DiskFullError(f"the checkpoint of step {step} does not fit on the disk: {error}") from error
         raise
+    return final
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Raise DiskFullError, saying `what`, where the disk is the reason of an error within the block."""
+    try:
+        yield
+    except Exception as error:  # every library that writes raises its own
+        if _is_full(error):
+            raise DiskFullError(f"{what}: {error}") from error
+        raise
+
+
+def complete(temporary: Path, step: int) -> Path:
+    """Add the manifest to a directory `NAME.tmp`, flush it to disk, and rename it to `NAME`, which is returned."""
+    final = temporary.with_suffix("")
+    manifest = build_manifest(temporary, step)
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    _flush(temporary)
+    temporary.rename(final)
+    _fsync(final.parent)
     return final
 
 
@@ -100,11 +121,7 @@ def _write(temporary: Path, final: Path, policy: Policy, optimizer: Optimizer, s
     cluster.wait()
     if cluster.is_main:
         (state / "state.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-        manifest = build_manifest(temporary, summary["step"])
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-        _flush(temporary)
-        temporary.rename(final)
-        _fsync(final.parent)
+        complete(temporary, summary["step"])
     cluster.wait()
 
 

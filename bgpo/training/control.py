@@ -18,9 +18,16 @@ from bgpo.records import ExitCode
 class Control:
     """Flags that the loop reads between steps."""
 
-    def __init__(self, on_cancel: Callable[[], None] = lambda: None) -> None:
-        """`on_cancel`: called before a cancelled process ends, in the thread that reads the commands."""
-        self._on_cancel = on_cancel
+    def __init__(
+        self, on_cancel: Callable[[], None] = lambda: None, on_stop: Callable[[], None] = lambda: None
+    ) -> None:
+        """Say what else is to happen.
+
+        Args:
+            on_cancel: called before a cancelled process ends, in the thread that reads the commands.
+            on_stop: called when a stop is requested, also from a signal handler.
+        """
+        self._on_cancel, self._on_stop = on_cancel, on_stop
         self._stop = threading.Event()
         self._checkpoint = threading.Event()
 
@@ -48,7 +55,7 @@ class Control:
             threading.Thread(target=self._read_commands, args=(supervised,), daemon=True, name="commands").start()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stop.set()
+        self._request_stop()
         # A second Ctrl-C should not wait for the step to end.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -60,7 +67,11 @@ class Control:
             for line in lines:
                 self._obey(line.strip().decode("utf-8", "replace"))
         if supervised:
-            self._stop.set()
+            self._request_stop()
+
+    def _request_stop(self) -> None:
+        self._stop.set()
+        self._on_stop()
 
     def _obey(self, command: str) -> None:
         if command == "cancel":
@@ -69,7 +80,7 @@ class Control:
             finally:
                 os._exit(ExitCode.CANCELLED)
         elif command == "pause":
-            self._stop.set()
+            self._request_stop()
         elif command == "checkpoint":
             self._checkpoint.set()
 

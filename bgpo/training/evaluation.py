@@ -7,7 +7,7 @@ processes of a run share the work; every one ends with the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,20 @@ from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row
 from bgpo.training.grade_metrics import compact, grader_seconds
 from bgpo.training.grading import Grading, open_grading
+
+
+@dataclass(frozen=True)
+class Given:
+    """One answer and what the grader made of it."""
+
+    slot: int
+    """Its number: row * answers + answer; of a greedy one, the row."""
+    greedy: bool
+    text: str
+    grade: Grade
+
+
+Listener = Callable[[Given], None]
 
 
 @dataclass(frozen=True)
@@ -90,9 +104,18 @@ def evaluate(
 
 
 def answer(
-    policy: Policy, rows: Sequence[Row], recipe: Recipe, grading: Grading, cluster: Cluster | None = None
+    policy: Policy,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    grading: Grading,
+    cluster: Cluster | None = None,
+    *,
+    given: Listener | None = None,
 ) -> Answers:
     """Answer and grade. A batch is graded in a thread while the next one is sampled, which changes no number.
+
+    Args:
+        given: is told each answer of this process once it is graded, in that thread, one at a time.
 
     Raises:
         SpecError: the recipe's method has no grader.
@@ -100,8 +123,9 @@ def answer(
     cluster = cluster or Cluster()
     rollout, k = _rollout(recipe), recipe.evaluation.answers
     with ThreadPoolExecutor(1, "grading") as beside:
-        sampled = _sample(policy, rows, k, grading, recipe, cluster, rollout.temperature, beside)
-        greedy = _sample(policy, rows, 1, grading, recipe, cluster, 0.0, beside)
+        grade = _Grade(rows, grading, given)
+        sampled = _sample(policy, rows, k, grade, recipe, cluster, rollout.temperature, beside)
+        greedy = _sample(policy, rows, 1, grade, recipe, cluster, 0.0, beside, greedy=True)
         return Answers(_in_order(sampled, cluster), _in_order(greedy, cluster), k)
 
 
@@ -143,15 +167,34 @@ def _rollout(recipe: Recipe) -> RolloutSpec:
     return recipe.method.rollout
 
 
+@dataclass(frozen=True)
+class _Grade:
+    """What happens to a batch in the grading thread."""
+
+    rows: Sequence[Row]
+    grading: Grading
+    given: Listener | None
+
+    def __call__(self, slots: list[int], texts: list[str], answers: int, greedy: bool) -> list[Grade]:
+        items = [self.rows[slot // answers].item for slot in slots]
+        grades = self.grading.grader.grade_all([Sample(output_text=text) for text in texts], items)
+        if self.given is not None:
+            for slot, text, grade in zip(slots, texts, grades, strict=True):
+                self.given(Given(slot, greedy, text, grade))
+        return grades
+
+
 def _sample(
     policy: Policy,
     rows: Sequence[Row],
     answers: int,
-    grading: Grading,
+    grade: _Grade,
     recipe: Recipe,
     cluster: Cluster,
     temperature: float,
     beside: ThreadPoolExecutor,
+    *,
+    greedy: bool = False,
 ) -> list[tuple[list[int], Future[list[Grade]]]]:
     """This process's share of `answers` responses to each row: batches of slots, and their grades to come."""
     rollout, size = _rollout(recipe), recipe.evaluation.batch_size
@@ -162,8 +205,8 @@ def _sample(
         keys = answer_keys(recipe.seed, slots, answers)
         with autocast(policy, recipe):
             rollouts = sample(policy, [row.prompt_ids for row in part], rollout, keys, temperature=temperature)
-        samples = [Sample(output_text=policy.decode(response)) for response in rollouts.responses()]
-        batches.append((slots, beside.submit(grading.grader.grade_all, samples, [row.item for row in part])))
+        texts = [policy.decode(response) for response in rollouts.responses()]
+        batches.append((slots, beside.submit(grade, slots, texts, answers, greedy)))
     return batches
 
 

@@ -6,6 +6,7 @@ import torch
 
 from bgpo.models import Policy, add_lora, load_adapter, load_policy, merge_lora, set_activation_checkpointing
 from bgpo.spec import Dpo, Recipe, Reinforcement, RunSpec, Supervised
+from bgpo.task_spec import Task
 from bgpo.training.cluster import Cluster
 from bgpo.training.data import Row, load_prompts, load_rows
 from bgpo.training.preferences import load_pairs
@@ -17,7 +18,7 @@ def weights_dtype(recipe: Recipe) -> torch.dtype:
     return torch.bfloat16 if frozen and recipe.precision == "bfloat16" else torch.float32
 
 
-def device_of(spec: RunSpec, cluster: Cluster) -> torch.device | str:
+def device_of(spec: RunSpec | Task, cluster: Cluster) -> torch.device | str:
     """Where this process computes."""
     # A relative device name keeps specs portable; only the trainer knows what the machine has.
     device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device

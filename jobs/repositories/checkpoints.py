@@ -1,4 +1,8 @@
-"""Checkpoints of a job. A row means: all files are in the artifact store."""
+"""Checkpoints of a job. A row means: all files are in the artifact store.
+
+The result of a task is such a row too, but no checkpoint to anybody: what looks for checkpoints of users sees those of
+fine-tuning jobs only.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from sqlalchemy.orm import Session
 from jobs.artifacts import Manifest
 from jobs.db import now
 from jobs.ids import CHECKPOINT, is_id, new_id
+from jobs.kinds import Kind
 from jobs.repositories import jobs
 from jobs.repositories.dialect import insert as dialect_insert
 from jobs.states import ACTIVE, TERMINAL, State
@@ -101,14 +106,14 @@ def readable(session: Session, project_id: str, reference: str) -> Checkpoint | 
     shared = sa.exists().where(
         CheckpointPermission.checkpoint_id == Checkpoint.id, CheckpointPermission.project_id == project_id
     )
-    statement = sa.select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(which == reference)
+    statement = _all().where(which == reference)
     return session.scalar(statement.where(sa.or_(Job.project_id == project_id, shared)))
 
 
 def find(session: Session, project_id: str | None, reference: str) -> Checkpoint | None:
     """One checkpoint by its id or its model id: of a project, or, for administrators (None), of any."""
     which = Checkpoint.id if is_id(CHECKPOINT, reference) else Checkpoint.name
-    statement = sa.select(Checkpoint) if project_id is None else _of_project(project_id)
+    statement = _all() if project_id is None else _of_project(project_id)
     return session.scalar(statement.where(which == reference))
 
 
@@ -225,4 +230,8 @@ def page(session: Session, job_id: str, *, after: Checkpoint | None, limit: int)
 
 
 def _of_project(project_id: str) -> sa.Select[Checkpoint]:
-    return sa.select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(Job.project_id == project_id)
+    return _all().where(Job.project_id == project_id)
+
+
+def _all() -> sa.Select[Checkpoint]:
+    return sa.select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(Job.kind == Kind.TRAIN)

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from jobs.db import now
+from jobs.kinds import Kind
 from jobs.repositories import attempts, events, projects, queue
 from jobs.repositories.dialect import is_postgresql, lock_project
 from jobs.repositories.transitions import move
@@ -45,6 +46,7 @@ class Claim:
     """Step at which an earlier attempt ran out of memory and since which no checkpoint was made."""
     origin: dict[str, str] = field(default_factory=dict)
     """The request that made the job, see `jobs.origin`."""
+    kind: Kind = Kind.TRAIN
 
 
 def claim(session: Session, job_id: str, worker_id: str, lease_s: float, *, host: str | None = None) -> Claim | None:
@@ -110,4 +112,5 @@ def _take(session: Session, job_id: str, worker_id: str, lease_s: float, host: s
         start_checkpoint_id=job.start_checkpoint_id,
         oom_step=ooms[0] if ooms else None,
         origin=origin or {},
+        kind=Kind(job.kind),
     )

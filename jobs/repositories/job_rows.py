@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.errors import InvalidState
-from jobs.ids import JOB, is_id
+from jobs.ids import is_id
+from jobs.kinds import NAMES, PREFIXES, Kind
 from jobs.repositories import events
 from jobs.repositories.dialect import has_pair, lock_project
 from jobs.repositories.transitions import move
@@ -74,9 +75,9 @@ def resume_point(session: Session, job: Job) -> Checkpoint | None:
     return session.scalar(good.where(Checkpoint.id == job.resume_checkpoint_id))
 
 
-def get(session: Session, project_id: str, job_id: str) -> Job | None:
+def get(session: Session, project_id: str, job_id: str, kind: Kind = Kind.TRAIN) -> Job | None:
     """One job by id."""
-    if not is_id(JOB, job_id):
+    if not is_id(PREFIXES[kind], job_id):
         return None
     statement = sa.select(Job).where(Job.id == job_id, Job.project_id == project_id, Job.deleted_at.is_(None))
     return session.scalar(statement.execution_options(populate_existing=True))
@@ -97,6 +98,7 @@ def page(
     untagged: bool = False,
     states: Collection[State] | None = None,
     model: str | None = None,
+    kind: Kind = Kind.TRAIN,
 ) -> list[Job]:
     """Up to `limit` jobs, newest first; only those with all of `tags`, or with none at all.
 
@@ -105,7 +107,7 @@ def page(
         model: only jobs of this base model.
     """
     order = (Job.created_at.desc(), Job.id.desc())
-    statement = sa.select(Job).where(Job.project_id == project_id, Job.deleted_at.is_(None))
+    statement = sa.select(Job).where(Job.project_id == project_id, Job.kind == kind, Job.deleted_at.is_(None))
     statement = statement.order_by(*order).limit(limit)
     if states is not None:
         statement = statement.where(Job.state.in_(states))
@@ -125,6 +127,7 @@ def succeeded(session: Session, project_id: str) -> list[Job]:
     """All jobs that made a model, which is not deleted, nor the job, oldest first."""
     where = (
         Job.project_id == project_id,
+        Job.kind == Kind.TRAIN,
         Job.state == State.SUCCEEDED,
         Job.tuned_model_deleted_at.is_(None),
         Job.deleted_at.is_(None),
@@ -135,7 +138,7 @@ def succeeded(session: Session, project_id: str) -> list[Job]:
 def by_tuned_model(session: Session, project_id: str, name: str) -> Job | None:
     """The succeeded job that made this model."""
     where = (Job.project_id == project_id, Job.state == State.SUCCEEDED, Job.tuned_model == name)
-    present = (Job.tuned_model_deleted_at.is_(None), Job.deleted_at.is_(None))
+    present = (Job.kind == Kind.TRAIN, Job.tuned_model_deleted_at.is_(None), Job.deleted_at.is_(None))
     return session.scalar(sa.select(Job).where(*where, *present))
 
 
@@ -150,9 +153,9 @@ def queue(session: Session, job_id: str) -> None:
     move(session, job_id, State.QUEUED, Actor.API)
 
 
-def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
+def cancel(session: Session, project_id: str, job_id: str, kind: Kind = Kind.TRAIN) -> Job | None:
     """Wish it cancelled: at once when no worker has it, else the worker is told. None when there is no such job."""
-    job = lock(session, project_id, job_id)
+    job = lock(session, project_id, job_id, kind)
     if job is None or job.state in (State.CANCELLING, State.CANCELLED):
         return job
     _refuse_terminal(job, "cancelled")
@@ -160,7 +163,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
     target = State.CANCELLING if busy else State.CANCELLED
     move(session, job_id, target, Actor.API, desired="cancel", finished_at=now())
     events.append(session, job_id, None, "info", "Fine-tuning job cancelled")
-    return get(session, project_id, job_id)
+    return get(session, project_id, job_id, kind)
 
 
 def pause(session: Session, project_id: str, job_id: str) -> Job | None:
@@ -178,23 +181,30 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
     return get(session, project_id, job_id)
 
 
-def resume(session: Session, project_id: str, job_id: str) -> Job | None:
+def resume(session: Session, project_id: str, job_id: str, kind: Kind = Kind.TRAIN) -> Job | None:
     """Queue a paused job again."""
-    job = lock(session, project_id, job_id)
+    job = lock(session, project_id, job_id, kind)
     if job is None or job.state in (State.VALIDATING, State.QUEUED, State.RUNNING):
         return job
     _refuse_terminal(job, "resumed")
     if job.state != State.PAUSED:
-        raise InvalidState(f"Job {job_id} is {job.state}; it can be resumed once it is paused.")
+        raise InvalidState(f"{_named(job)} is {job.state}; it can be resumed once it is paused.")
     fresh = {"not_before": 0.0, "rung_at": None, "queued_at": now(), "pause_code": None, "pause_message": None}
     move(session, job_id, State.QUEUED, Actor.API, desired="run", **fresh)
     events.append(session, job_id, None, "info", "Fine-tuning job resumed")
-    return get(session, project_id, job_id)
+    return get(session, project_id, job_id, kind)
 
 
-def lock(session: Session, project_id: str, job_id: str) -> Job | None:
+def exports_of(session: Session, project_id: str, job_id: str) -> list[Job]:
+    """The exports of a job's checkpoints, locked until the end of the transaction."""
+    where = (Job.source_job_id == job_id, Job.kind == Kind.EXPORT, Job.project_id == project_id)
+    statement = sa.select(Job).where(*where, Job.deleted_at.is_(None)).order_by(Job.id)
+    return list(session.scalars(statement.with_for_update(key_share=True)))
+
+
+def lock(session: Session, project_id: str, job_id: str, kind: Kind = Kind.TRAIN) -> Job | None:
     """One job by id, locked until the end of the transaction."""
-    if not is_id(JOB, job_id):
+    if not is_id(PREFIXES[kind], job_id):
         return None
     statement = sa.select(Job).where(Job.id == job_id, Job.project_id == project_id, Job.deleted_at.is_(None))
     return session.scalar(statement.with_for_update(key_share=True))
@@ -202,7 +212,13 @@ def lock(session: Session, project_id: str, job_id: str) -> Job | None:
 
 def _refuse_terminal(job: Job, participle: str) -> None:
     if job.state in TERMINAL:
-        raise InvalidState(f"Job {job.id} has already {_ENDED[State(job.state)]} and cannot be {participle}.")
+        raise InvalidState(f"{_named(job)} has already {_ENDED[State(job.state)]} and cannot be {participle}.")
+
+
+def _named(job: Job) -> str:
+    """As messages begin with it."""
+    word = "job" if job.kind == Kind.TRAIN else NAMES[Kind(job.kind)]
+    return f"{word.capitalize()} {job.id}"
 
 
 _ENDED: dict[State, Any] = {

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.failures import JobError, canonical, explain, may_retry
+from jobs.kinds import Kind
 from jobs.repositories import attempts, budgets, events, files, queue
 from jobs.repositories.attempts import start as start_attempt
 from jobs.repositories.claims import Claim, claim, claim_next
@@ -246,14 +247,17 @@ def _release(
 
 def _end(session: Session, job_id: str, target: State, actor: Actor, **values: Any) -> State:
     if target == State.SUCCEEDED:
-        values["result_files"] = files.insert_results(session, session.get_one(Job, job_id, populate_existing=True))
+        job = session.get_one(Job, job_id, populate_existing=True)
+        if job.kind == Kind.TRAIN:
+            values["result_files"] = files.insert_results(session, job)
     if not move(session, job_id, target, actor, **values):
         raise RuntimeError(f"job {job_id} changed state while its row was locked")
     if target == State.SUCCEEDED:
         job = session.get_one(Job, job_id, populate_existing=True)
         if job.final_checkpoint_id is None:
             raise ValueError(f"job {job_id} cannot succeed without a final checkpoint")
-        events.append(session, job_id, None, "info", f"New fine-tuned model created: {job.tuned_model}")
+        if job.kind == Kind.TRAIN:
+            events.append(session, job_id, None, "info", f"New fine-tuned model created: {job.tuned_model}")
         events.append(session, job_id, None, "info", "The job has successfully completed")
     return target
 

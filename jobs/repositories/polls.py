@@ -19,7 +19,17 @@ Version = tuple[Any, ...]
 """A job's values in all columns but the frozen ones: equal versions, equal rows."""
 
 FROZEN = frozenset(
-    {"created_at", "idempotency_key", "request_hash", "model", "training_file", "validation_file", "suffix", "metadata"}
+    {
+        "kind",
+        "created_at",
+        "idempotency_key",
+        "request_hash",
+        "model",
+        "training_file",
+        "validation_file",
+        "suffix",
+        "metadata",
+    }
     | {"base_model", "start_checkpoint_id", "lineage"}
     | {"seed", "method", "recipe", "tuned_model", "total_steps", "request", "source_job_id", "max_attempts"}
     | {"deleted_at", "result_files", "budget"}

@@ -63,6 +63,24 @@ def upsert(
     return True
 
 
+def in_order(
+    session: Session, job_id: str, *, after: int | None, limit: int, each: int, last: bool | None = None
+) -> list[Sample]:
+    """Up to `limit` samples of an evaluation, by index, above `after`.
+
+    Args:
+        each: samples of one row.
+        last: only the last of each row, or only the others.
+    """
+    statement = sa.select(Sample).where(Sample.job_id == job_id).order_by(Sample.index).limit(limit)
+    if after is not None:
+        statement = statement.where(Sample.index > after)
+    if last is not None:
+        is_last = Sample.index % each == each - 1
+        statement = statement.where(is_last if last else ~is_last)
+    return list(session.scalars(statement))
+
+
 def page(
     session: Session,
     job_id: str,

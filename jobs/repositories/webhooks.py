@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db import now
 from jobs.ids import WEBHOOK, is_id, new_id
+from jobs.kinds import Kind
 from jobs.repositories import webhook_endpoints
 from jobs.repositories.dialect import insert
 from jobs.repositories.text import clean
@@ -51,10 +52,10 @@ def enqueue(session: Session, job_id: str) -> None:
     Over means what clients see: a job whose worker is still to stop is cancelled for them. Each end is told once,
     however often this is called.
     """
-    columns = (Job.project_id, Job.state, Job.webhook_url)
-    project_id, state, url = session.execute(sa.select(*columns).where(Job.id == job_id)).one()
+    columns = (Job.project_id, Job.state, Job.webhook_url, Job.kind)
+    project_id, state, url, kind = session.execute(sa.select(*columns).where(Job.id == job_id)).one()
     status = wire_status(State(state))
-    if status not in _ENDS:
+    if status not in _ENDS or kind != Kind.TRAIN:  # the events are of fine-tuning jobs
         return
     event_type = f"fine_tuning.job.{status}"
     targets: list[tuple[str | None, str | None]] = [(None, url)] if url is not None else []

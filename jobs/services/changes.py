@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidRequest, InvalidState, NotFound
+from jobs.kinds import NAMES, Kind
 from jobs.repositories import changes, checkpoints, events, files, job_rows
 from jobs.services import scheduling
 from jobs.services.files import forget
@@ -54,8 +55,9 @@ def update(ctx: Context, project_id: str, job_id: str, body: UpdateJob) -> Job:
         return job_rows.get(session, project_id, job_id) or job
 
 
-def delete(ctx: Context, project_id: str, job_id: str) -> None:
-    """Delete a job that is over with all it has told, its checkpoints and result files; their bytes go after the rows.
+def delete(ctx: Context, project_id: str, job_id: str, kind: Kind = Kind.TRAIN) -> None:
+    """Delete a job that is over with all it has told, its checkpoints, their exports and its result files; their bytes
+    go after the rows.
 
     Raises:
         NotFound: no such job.
@@ -63,14 +65,14 @@ def delete(ctx: Context, project_id: str, job_id: str) -> None:
         InvalidRequest: a checkpoint is pinned, or an unfinished job goes on from one.
     """
     with ctx.db.transaction() as session:
-        job = job_rows.lock(session, project_id, job_id)
+        job = job_rows.lock(session, project_id, job_id, kind)
         if job is None:
-            raise _missing(job_id)
+            raise _missing(job_id, kind)
         state = State(job.state)
         if state == State.CANCELLING:
-            raise InvalidState(f"The worker of job {job_id} is still stopping: try again in a moment.")
+            raise InvalidState(f"The worker of {job_id} is still stopping: try again in a moment.")
         if state not in TERMINAL:
-            raise InvalidState(f"Job {job_id} is {wire_status(state)}: cancel it before it is deleted.")
+            raise InvalidState(f"{job_id} is {wire_status(state)}: cancel it before it is deleted.")
         rows = checkpoints.lock_all(session, job_id)
         pinned = next((row for row in rows if row.pinned), None)
         if pinned is not None:
@@ -81,7 +83,10 @@ def delete(ctx: Context, project_id: str, job_id: str) -> None:
         if in_use:
             message = f"An unfinished job goes on or starts from its checkpoint {min(in_use)}: cancel that job first."
             raise InvalidRequest(message, "id", "checkpoint_in_use")
-        checkpoints.remove(session, ids)
+        for export in job_rows.exports_of(session, project_id, job_id):  # over, or one of `ids` were in use
+            rows += checkpoints.lock_all(session, export.id)
+            changes.erase(session, export.id)
+        checkpoints.remove(session, [row.id for row in rows])
         results = files.delete_results(session, job_id)
         changes.erase(session, job_id)
     for row in rows:
@@ -89,5 +94,5 @@ def delete(ctx: Context, project_id: str, job_id: str) -> None:
     forget(ctx.store, results)
 
 
-def _missing(job_id: str) -> NotFound:
-    return NotFound(f"No such fine-tuning job: {job_id}", "id")
+def _missing(job_id: str, kind: Kind = Kind.TRAIN) -> NotFound:
+    return NotFound(f"No such {NAMES[kind]}: {job_id}", "id")

@@ -19,7 +19,8 @@ import structlog
 
 from jobs.artifacts import ArtifactStore
 from jobs.db import Database
-from jobs.ids import FILE, JOB, PART, is_id
+from jobs.ids import FILE, PART, is_id
+from jobs.kinds import is_job_id
 from jobs.repositories import checkpoints, files, uploads
 from jobs.settings import Settings
 from jobs.storage.base import Stored
@@ -129,7 +130,7 @@ def _known_folders(database: Database, keys: list[str]) -> set[str]:
 def _attempt(key: str) -> tuple[str, int] | None:
     """The attempt (job id, epoch) that a key of a checkpoint names."""
     parts = PurePosixPath(key).parts
-    if len(parts) < _FOLDER_DEPTH or parts[0] != "checkpoints" or not is_id(JOB, parts[1]) or not parts[2].isdecimal():
+    if len(parts) < _FOLDER_DEPTH or parts[0] != "checkpoints" or not is_job_id(parts[1]) or not parts[2].isdecimal():
         return None
     return parts[1], int(parts[2])
 

@@ -15,6 +15,7 @@ _CODES = {
     "extra_forbidden": "unknown_parameter",
     "missing": "missing_required_parameter",
     "unsupported_parameter": "unsupported_parameter",
+    "unsupported_destination": "unsupported_destination",
     "json_invalid": "invalid_json",
 }
 # Parameters of the contract that later versions bring; a typo gets another message than these.

@@ -8,7 +8,7 @@ diffusion_steps, half a step a token; checkpoints, five during the job; everythi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -222,11 +222,16 @@ def _rollout(given: dict[str, Any], method: Method) -> dict[str, Any]:
             param = f"{method.path}.{useless[0]}"
             raise InvalidRequest(f"{param} is about sampling answers, which needs method.{method.type}.grader.", param)
         return {}
-    rollout = {name: given[name] for name in names}
+    return {"rollout": rollout_of({name: given[name] for name in names})}
+
+
+def rollout_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A `RolloutSpec`'s fields, with what "auto" becomes where nothing is given."""
+    rollout = dict(given)
     length = rollout.setdefault("max_completion_length", RolloutSpec.model_fields["max_completion_length"].default)
     block = rollout.setdefault("block_length", math.gcd(length, RolloutSpec.model_fields["block_length"].default))
     rollout.setdefault("diffusion_steps", length // block * max(1, block // 2))
-    return {"rollout": rollout}
+    return rollout
 
 
 def _steps(given: dict[str, Any], method: Method, train_rows: int, batch_size: int) -> int:

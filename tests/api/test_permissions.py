@@ -171,3 +171,29 @@ def test_permissions_go_with_their_checkpoint(tenants: Tenants, shared: tuple[st
         checkpoints.remove(session, [checkpoint_id])
     with tenants.http(other_key) as http:
         assert http.get(f"{CHECKPOINTS}/{checkpoint_id}").status_code == 404
+
+
+def test_a_shared_checkpoint_is_evaluated_and_exported_without_what_its_job_says(
+    tenants: Tenants, shared: tuple[str, str, str, str]
+) -> None:
+    """Graders and files of the owner are the owner's."""
+    owner_key, other_key, other, checkpoint_id = shared
+    url = f"{CHECKPOINTS}/{checkpoint_id}"
+    grader = tenants.service.body()["method"]["reinforcement"]["grader"]
+    body = {"file": tenants.upload(other_key), "grader": grader}
+    with tenants.http(owner_key) as owner, tenants.http(other_key) as http:
+        for path in (f"{url}/evaluate", f"{url}/export"):
+            assert http.post(path, json={}).status_code == 404
+        owner.post(f"{url}/permissions", json={"project_ids": [other]})
+        for lacking in ("file", "grader"):
+            refused = http.post(f"{url}/evaluate", json={name: body[name] for name in body if name != lacking})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, lacking)
+        made = http.post(f"{url}/evaluate", json=body).json()
+        assert (made["checkpoint"], made["seed"]) == (checkpoint_id, 0)
+        exported = http.post(f"{url}/export").json()
+        for path in (f"evaluations/{made['id']}", f"exports/{exported['id']}"):
+            assert http.get(f"/v1/fine_tuning/{path}").status_code == 200
+            assert owner.get(f"/v1/fine_tuning/{path}").status_code == 404
+        in_use = owner.delete(url).json()["error"]
+        assert in_use["code"] == "checkpoint_in_use"
+        assert made["id"] not in in_use["message"]

@@ -17,7 +17,21 @@ import sqlalchemy as sa
 from api.auth import PUBLIC
 from api.main import create_app
 from jobs.db import now
-from jobs.ids import AUDIT, CHECKPOINT, ENDPOINT, FILE, GRADER, JOB, PERMISSION, PROJECT, UPLOAD, WEBHOOK, new_id
+from jobs.ids import (
+    AUDIT,
+    CHECKPOINT,
+    ENDPOINT,
+    EVALUATION,
+    EXPORT,
+    FILE,
+    GRADER,
+    JOB,
+    PERMISSION,
+    PROJECT,
+    UPLOAD,
+    WEBHOOK,
+    new_id,
+)
 from jobs.scopes import SCOPES
 from jobs.settings import Settings
 from jobs.tenant_tables import ApiKey
@@ -35,6 +49,8 @@ UNKNOWN = {
     "delivery_id": new_id(WEBHOOK),
     "webhook_endpoint_id": new_id(ENDPOINT),
     "grader_id": new_id(GRADER),
+    "evaluation_id": new_id(EVALUATION),
+    "export_id": new_id(EXPORT),
     "project_id": new_id(PROJECT),
     "key_id": "key_00000000",
     "audit_id": new_id(AUDIT),
@@ -227,6 +243,11 @@ class TestForeignIds:
             upload_id = http.post("/v1/uploads", json=announced).json()["id"]
             hook = {"name": "h", "url": "https://x.example/", "event_types": ["fine_tuning.job.failed"]}
             endpoint_id = http.post("/v1/webhook_endpoints", json=hook).json()["id"]
+            url = f"/v1/fine_tuning/checkpoints/{checkpoint_id}"
+            evaluated = http.post(f"{url}/evaluate", json={"file": tenants.upload(key)}).json()["id"]
+            exported = http.post(f"{url}/export").json()["id"]
+        for task_id in (evaluated, exported):
+            tenants.result(task_id, tmp_path / "result")
         ids = {
             "file_id": tenants.upload(key),
             "upload_id": upload_id,
@@ -234,6 +255,8 @@ class TestForeignIds:
             "checkpoint_id": checkpoint_id,
             "permission_id": permission,
             "webhook_endpoint_id": endpoint_id,
+            "evaluation_id": evaluated,
+            "export_id": exported,
         }
         return key, UNKNOWN | ids
 

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.db import Database
-from jobs.ids import FILE, JOB, new_id
+from jobs.ids import EVALUATION, EXPORT, FILE, JOB, new_id
 from jobs.repositories import checkpoints, files
 from jobs.repositories.jobs import Claim
 from jobs.services import sweep as service
@@ -265,3 +265,13 @@ def test_sweeping_s3(
         assert left == {names["file"], names["checkpoint"], names["publishing"]}
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize("prefix", [EVALUATION, EXPORT])
+def test_files_of_tasks_without_a_row_go_too(
+    settings: Settings, db: Database, store: ArtifactStore, folder: Path, prefix: str
+) -> None:
+    put(folder, f"checkpoints/{new_id(prefix)}/1/step-000000/model")
+    other = put(folder, f"checkpoints/{new_id('strange-')}/1/step-000000/model")
+    assert sweep(settings, db, store) == 1
+    assert stored(folder) == {other}

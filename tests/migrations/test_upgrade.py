@@ -44,6 +44,7 @@ ADDED = {
         "deleted_at": None,
         "result_files": None,
         "budget": None,
+        "kind": "train",
     },
     "files": {"expires_at": None, "problem": None, "job_id": None},
     "job_attempts": {

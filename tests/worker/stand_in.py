@@ -3,6 +3,7 @@
     stand_in.py MODE SPEC.json --record-fd N | --record-path FIFO [--secret-fd N]
 
 Each step takes a moment, counts one up, and every second step makes a checkpoint. The count goes on from `resume_from`.
+A task is done at once; its result says what it was told and which files it was given.
 
     normal         does nothing wrong
     deaf           hears neither commands nor SIGTERM
@@ -35,7 +36,8 @@ from pathlib import Path
 
 from bgpo.records import ExitCode, RecordWriter
 from bgpo.secrets import take_secrets
-from bgpo.spec import RunSpec, parse_run_spec
+from bgpo.spec import RunSpec
+from bgpo.task_spec import EvaluationTask, ExportTask, parse_spec
 
 STEP_S = 0.05
 
@@ -69,16 +71,7 @@ class Run:
         (directory / "config.json").write_text("{}")
         (directory / "model.safetensors").write_bytes(step.to_bytes(4, "big") * 1000)
         (directory / "trainer_state" / "state.json").write_text(json.dumps({"step": step}))
-        paths = [path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json"]
-        files = [
-            {
-                "path": path.relative_to(directory).as_posix(),
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "kind": "config",
-            }
-            for path in paths
-        ]
+        files = listed(directory)
         if self.mode == "damaged":
             (directory / "model.safetensors").write_bytes(b"not what the manifest says")
         (directory / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
@@ -157,6 +150,50 @@ class Run:
         return ExitCode.FINISHED
 
 
+def listed(directory: Path) -> list[dict[str, object]]:
+    """The files of a manifest."""
+    return [
+        {
+            "path": path.relative_to(directory).as_posix(),
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "kind": "config",
+        }
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    ]
+
+
+def do_task(mode: str, spec: EvaluationTask | ExportTask, writer: RecordWriter, secrets: dict[str, str]) -> None:
+    """Do a task as the mode says, and exit."""
+    writer.emit("phase", phase="evaluating", step=0)
+    if mode == "killed-always":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "killed-once" and "/1/" in spec.output_dir:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "waiting":
+        sys.stdin.read()  # the command that ends it, or the end of the worker
+    if mode.isdigit():
+        fields = {"code": "dataset_error", "phase": "evaluating", "step": 0, "message": "bad", "param": "data"}
+        writer.emit("error", **fields)
+        writer.end(int(mode))
+        os._exit(int(mode))
+    model = Path(spec.model)
+    given = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file())
+    told = {"spec": spec.model_dump(mode="json"), "files": given, "secrets": secrets}
+    directory = Path(spec.output_dir, "checkpoints", "step-000000")
+    directory.mkdir(parents=True)
+    (directory / "results.jsonl").write_text(json.dumps(told))
+    (directory / "manifest.json").write_text(json.dumps({"step": 0, "files": listed(directory)}))
+    sample = {"prompt": "p", "completion": "c", "reward": 1.0, "scores": {}, "error": None}
+    writer.emit("sample", step=0, split="validation", index=0, **sample)
+    metrics = {"sampled_reward_mean": 0.5}
+    writer.emit("metric", step=0, total_steps=0, split="validation", values=metrics)
+    writer.emit("checkpoint", step=0, path=str(directory), final=True, metrics=metrics)
+    writer.end(ExitCode.FINISHED)
+    os._exit(ExitCode.FINISHED)
+
+
 def main() -> None:
     mode, spec_path, flag, target, *rest = sys.argv[1:]
     assert flag in ("--record-fd", "--record-path")
@@ -167,7 +204,10 @@ def main() -> None:
     fd = int(target) if flag == "--record-fd" else os.open(target, os.O_WRONLY)
     if mode == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    run = Run(mode, parse_run_spec(Path(spec_path)), RecordWriter(fd), secrets)
+    spec = parse_spec(spec_path)
+    if not isinstance(spec, RunSpec):
+        do_task(mode, spec, RecordWriter(fd), secrets)
+    run = Run(mode, spec, RecordWriter(fd), secrets)
     threading.Thread(target=run.commands, daemon=True).start()
     run.exit(run.run())
 
