@@ -13,6 +13,8 @@ which a job that a client was told of needs to outlive a power cut.
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ ANSWER_S = 15
 """Longest wait for the answer to a statement, locks included. A worker renews its lease each 15 s and must have done so
 after 45 s: this leaves time for one renewal that fails, a new connection and another renewal."""
 _CONNECT_S = 5
+_WAL_PAUSE_S = 0.01
 _POOL = {"pool_size": 10, "max_overflow": 20, "pool_timeout": ANSWER_S}
 # Notice a peer that went away without a word: by probes when nothing is sent, by a limit when data is not acknowledged.
 _TCP = {"keepalives_idle": 10, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": ANSWER_S * 1000}
@@ -105,9 +108,23 @@ def _connect_limited(dialect: Any, record: Any, arguments: list[Any], options: d
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions of its own
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", f"busy_timeout={ANSWER_S * 1000}", "foreign_keys=ON", "synchronous=FULL"):
+    for pragma in (f"busy_timeout={ANSWER_S * 1000}", "foreign_keys=ON", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
+    _use_wal(cursor)
     cursor.close()
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Of several who open a new file at once, SQLite refuses all but one at once, whatever the busy timeout."""
+    deadline = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(_WAL_PAUSE_S)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

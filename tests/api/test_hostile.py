@@ -16,7 +16,7 @@ from api.json_body import MAX_DEPTH, JsonRoute
 from api.main import create_app
 from api.middleware import MAX_BODY_BYTES, MAX_HEAD_BYTES
 from jobs.settings import Settings
-from tests.api.hostile import error_of
+from tests.api.hostile import IMPATIENT, error_of
 from tests.api.wire import Wire
 from tests.running import wait_until
 
@@ -208,6 +208,7 @@ class TestPaths:
                 error_of(http.get(f"{path}?{query}"), 400)
 
 
+@IMPATIENT
 class TestConnections:
     """Connections that are slow, cut off, or not HTTP."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.hostile import error_of
+from tests.api.hostile import IMPATIENT, error_of
 from tests.api.wire import Wire
 
 UPLOADS = "/v1/uploads"
@@ -57,6 +57,7 @@ class TestUploads:
     def test_what_no_upload_can_be(self, hostile: Any, changes: dict[str, Any]) -> None:
         error_of(self.make(hostile, **changes), 400)
 
+    @IMPATIENT
     def test_a_part_that_never_comes(self, hostile: Any) -> None:
         upload_id = self.make(hostile).json()["id"]
         with Wire(hostile.url) as wire:

@@ -187,9 +187,14 @@ class TestCreate:
 
     @pytest.mark.parametrize(
         ("content", "code"),
-        [(b"{", "invalid_json"), (b"\xff", None), (b"[]", "invalid_value"), (b"", "missing_required_parameter")],
+        [
+            (b"{", "invalid_json"),
+            (b"\xff", "invalid_json"),
+            (b"[]", "invalid_value"),
+            (b"", "missing_required_parameter"),
+        ],
     )
-    def test_bodies_that_are_no_object(self, service: Any, content: bytes, code: str | None) -> None:
+    def test_bodies_that_are_no_object(self, service: Any, content: bytes, code: str) -> None:
         with service.http() as http:
             response = http.post(URL, content=content, headers={"content-type": "application/json"})
         assert error_of(response)["code"] == code

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,23 @@ def test_several_services_may_make_a_new_database_at_once(tmp_path: Path) -> Non
     with database.read() as session:
         assert is_current(session)
     database.dispose()
+
+
+def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """Without patience of ours one round in twenty fails."""
+    for number in range(100):
+        engines = [create_engine(f"sqlite:///{tmp_path / f'{number}.db'}") for _ in range(8)]
+        barrier = threading.Barrier(len(engines))
+
+        def connect(engine: sa.Engine, barrier: threading.Barrier = barrier) -> str:
+            barrier.wait()
+            with engine.connect() as connection:
+                mode: str = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+            engine.dispose()
+            return mode
+
+        with ThreadPoolExecutor(len(engines)) as threads:
+            assert set(threads.map(connect, engines)) == {"wal"}
 
 
 def test_a_database_without_schema_is_not_current(tmp_path: Path) -> None:
