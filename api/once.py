@@ -79,6 +79,20 @@ class Repeats:
                 turn = found
             return await _work(ctx, turn, make)
 
+    async def once_in_row(
+        self,
+        ctx: Context,
+        project_id: str,
+        operation: str,
+        *,
+        make: Callable[[Ticket | None], T],
+        load: Callable[[str], T],
+    ) -> T:
+        """As `once`, of what keeps the Idempotency-Key in its own row: the key holds for as long as that is there."""
+        if self.key is not None:
+            return await run_in_threadpool(make, None)
+        return await self.once(ctx, project_id, operation, await self.body_digest(), make=make, load=load)
+
 
 async def _wait(ctx: Context, request_id: str, give_up_at: float) -> str | Ticket | None:
     """The id of the object, or a ticket when its maker has died; None when it made nothing."""

@@ -172,17 +172,41 @@ class Service:
         Raises:
             CliError: a file does not have the size and sha256 of the manifest.
         """
-        if target.exists() and any(target.iterdir()):
-            raise CliError(f"{target} exists and is not empty")
-        files = self._json("GET", f"fine_tuning/checkpoints/{checkpoint_id}/files")["data"]
+        return self._download_files(f"fine_tuning/checkpoints/{checkpoint_id}/files", target)
+
+    def evaluate(self, source: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Have a checkpoint, or else a model, evaluated."""
+        if source.startswith("ftckpt_"):
+            return self._json("POST", f"fine_tuning/checkpoints/{source}/evaluate", json=body)
+        return self._json("POST", "fine_tuning/evaluations", json=body | {"model": source})
+
+    def evaluation(self, evaluation_id: str) -> dict[str, Any]:
+        """An evaluation as it is now."""
+        return self._json("GET", f"fine_tuning/evaluations/{evaluation_id}")
+
+    def export(self, checkpoint_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Have a checkpoint's weights written for use elsewhere."""
+        return self._json("POST", f"fine_tuning/checkpoints/{checkpoint_id}/export", json=body)
+
+    def exported(self, export_id: str) -> dict[str, Any]:
+        """An export as it is now."""
+        return self._json("GET", f"fine_tuning/exports/{export_id}")
+
+    def download_export(self, export_id: str, target: Path) -> int:
+        """As `download`, of an export."""
+        return self._download_files(f"fine_tuning/exports/{export_id}/files", target)
+
+    def _download_files(self, url: str, target: Path) -> int:
+        require_empty(target)
+        files = self._json("GET", url)["data"]
         for file in files:
-            self._download_file(f"fine_tuning/checkpoints/{checkpoint_id}/files/{file['path']}", target, file)
+            self._download_file(f"{url}/{file['path']}", target, file)
         return sum(int(file["bytes"]) for file in files)
 
     def _download_file(self, url: str, folder: Path, file: dict[str, Any]) -> None:
         relative = PurePosixPath(file["path"])
         if relative.is_absolute() or ".." in relative.parts:
-            raise CliError(f"the service names a file outside the checkpoint: {relative}")
+            raise CliError(f"the service names a file outside its folder: {relative}")
         path = folder / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fetch(url, path, str(relative), file["sha256"])
@@ -242,6 +266,12 @@ class Service:
             raise _failure(response)
         body: dict[str, Any] = response.json()
         return body
+
+
+def require_empty(target: Path) -> None:
+    """Raises CliError: there is something in the folder already."""
+    if target.exists() and any(target.iterdir()):
+        raise CliError(f"{target} exists and is not empty")
 
 
 def _failure(response: httpx2.Response) -> CliError:

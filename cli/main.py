@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from cli.app import app
-from cli.commands import admin, chat, checkpoints, doctor, dry_runs, files, graders, job, jobs, local, queue, webhooks
+from cli.commands import (
+    admin,
+    chat,
+    checkpoints,
+    doctor,
+    dry_runs,
+    files,
+    graders,
+    job,
+    jobs,
+    local,
+    queue,
+    tasks,
+    webhooks,
+)
 
 __all__ = [  # importing them adds their commands
     "admin",
@@ -18,6 +32,7 @@ __all__ = [  # importing them adds their commands
     "jobs",
     "local",
     "queue",
+    "tasks",
     "webhooks",
 ]
 

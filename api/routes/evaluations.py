@@ -146,19 +146,10 @@ def download_evaluation(evaluation_id: str, request: Request, ctx: Ctx, project:
 
 
 async def _create(ctx: Context, project: str, model: str, body: Evaluate, repeats: Repeats) -> EvaluationObject:
-    """An Idempotency-Key stands in the evaluation's own row, as with jobs."""
+    def shown(task_id: str) -> EvaluationObject:
+        return evaluation_object(tasks.get(ctx, project, task_id, Kind.EVALUATE))
 
     def make(ticket: Ticket | None) -> EvaluationObject:
-        job = evaluate.create(ctx, project, model, body, repeats.key, ticket)
-        return evaluation_object(tasks.get(ctx, project, job.id, Kind.EVALUATE))
+        return shown(evaluate.create(ctx, project, model, body, repeats.key, ticket).id)
 
-    if repeats.key is not None:
-        return await run_in_threadpool(make, None)
-    return await repeats.once(
-        ctx,
-        project,
-        "evaluation",
-        await repeats.body_digest(),
-        make=make,
-        load=lambda task_id: evaluation_object(tasks.get(ctx, project, task_id, Kind.EVALUATE)),
-    )
+    return await repeats.once_in_row(ctx, project, "evaluation", make=make, load=shown)

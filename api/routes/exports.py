@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
 
 from api import filters
 from api.deps import After, Ctx, Limit, ReadsJobs, ReadsModels, WritesJobs
@@ -35,20 +34,13 @@ async def export_checkpoint(
     """Make the weights of a checkpoint ready for use elsewhere: whole, or the adapter alone, in a precision."""
     asked = body or ExportCheckpoint()
 
-    def make(ticket: Ticket | None) -> ExportObject:
-        job = export.create(ctx, project, checkpoint_id, asked, repeats.key, ticket)
-        return export_object(tasks.get(ctx, project, job.id, Kind.EXPORT))
+    def shown(task_id: str) -> ExportObject:
+        return export_object(tasks.get(ctx, project, task_id, Kind.EXPORT))
 
-    if repeats.key is not None:
-        return await run_in_threadpool(make, None)
-    return await repeats.once(
-        ctx,
-        project,
-        "export",
-        await repeats.body_digest(),
-        make=make,
-        load=lambda task_id: export_object(tasks.get(ctx, project, task_id, Kind.EXPORT)),
-    )
+    def make(ticket: Ticket | None) -> ExportObject:
+        return shown(export.create(ctx, project, checkpoint_id, asked, repeats.key, ticket).id)
+
+    return await repeats.once_in_row(ctx, project, "export", make=make, load=shown)
 
 
 @router.get(_PATH)

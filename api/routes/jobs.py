@@ -162,19 +162,11 @@ async def clone_job(
 
 
 async def _once(repeats: Repeats, ctx: Context, project: str, make: Callable[[Ticket | None], Job]) -> JobObject:
-    """What `make` made. An Idempotency-Key stands in the job's own row, and holds for as long as there is the job."""
-
-    def shown(ticket: Ticket | None) -> JobObject:
-        return _shown(ctx, make(ticket))
-
-    if repeats.key is not None:
-        return await run_in_threadpool(shown, None)
-    return await repeats.once(
+    return await repeats.once_in_row(
         ctx,
         project,
         "job",
-        await repeats.body_digest(),
-        make=shown,
+        make=lambda ticket: _shown(ctx, make(ticket)),
         load=lambda job_id: _shown(ctx, jobs.get(ctx, project, job_id)),
     )
 

@@ -146,3 +146,27 @@ def test_an_export_is_base_and_adapter_in_one(
     torch.testing.assert_close(logits(ours), logits(adapted), atol=0.05, rtol=0)
     with adapted.without_adapter():
         assert (logits(ours) - logits(adapted)).abs().max() > 0.2, "the adapter is in it"
+
+
+def bgpo(http: httpx2.Client, *arguments: str, status: int = 0) -> str:
+    command = [sys.executable, "-m", "cli.main", *arguments, "--url", str(http.base_url).removesuffix("/v1/")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == status, done
+    return done.stderr if status else done.stdout
+
+
+def test_the_commands_wait_and_show(http: httpx2.Client, job: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = final_of(http, job)
+    lines = [line.split() for line in bgpo(http, "evaluate", checkpoint, "--answers", "2").splitlines()]
+    assert lines[0] == ["answers", "graded", "errors", "reward", "solved"]
+    evaluation = call(http, "GET", "/fine_tuning/evaluations?limit=1")["data"][0]
+    for decoding, graded, errors, reward, sign, error, *_ in lines[1:]:
+        found = evaluation["results"][decoding]
+        shown = (str(found["graded"]), "0", f"{found['mean']:.3f}", "±", f"{found['stderr']:.3f}")
+        assert (graded, errors, reward, sign, error) == shown
+    assert "grader" in bgpo(http, "evaluate", "tiny", "--file", job["training_file"], status=1)
+
+    printed = bgpo(http, "export", checkpoint, str(tmp_path / "weights"), "--dtype", "float16")
+    assert printed.startswith("ftexport-")
+    assert load_policy(tmp_path / "weights")
+    assert "is not empty" in bgpo(http, "export", checkpoint, str(tmp_path / "weights"), status=1)
