@@ -208,11 +208,11 @@ def test_a_dead_server_is_an_outage_and_nothing_else(
 def test_a_server_that_never_answers_is_noticed(
     store: ArtifactStore, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_CALL_S", "_READ_S", "_LIST_S", "_STALL_S"):
-        monkeypatch.setattr(objects, name, 1.0)
     (tmp_path / "source").write_bytes(b"x")
     store.put_file(tmp_path / "source", "files/a")
     server.freeze()
+    for name in ("_CALL_S", "_READ_S", "_LIST_S", "_STALL_S"):  # a busy server may take as long
+        monkeypatch.setattr(objects, name, 1.0)
     try:
         for use in (
             store.check,
@@ -226,6 +226,7 @@ def test_a_server_that_never_answers_is_noticed(
             with pytest.raises(StorageError, match=r"no answer in time|no progress"):
                 use()
     finally:
+        monkeypatch.undo()
         server.thaw()
     store.put_file(tmp_path / "source", "files/b")
     assert b"".join(store.read("files/b", 0, 1)) == b"x"
