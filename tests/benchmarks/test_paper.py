@@ -136,6 +136,7 @@ def test_figures_say_what_the_invented_numbers_say(results: Results) -> None:
     assert next(c for c in table.claims if "std of bgpo" in c["claim"])["verdict"] == "agrees"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_command_writes_table_picture_and_markdown(
     results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -58,6 +58,7 @@ def test_without_json_nothing_is_written(tmp_path: Path) -> None:
     assert _report.argument_parser("About this.").parse_args(["--json", "a.json"]).json == Path("a.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(ROOT.glob("benchmarks/[!_]*.py")), ids=lambda path: path.stem)
 def test_every_benchmark_is_a_command_with_the_shared_options(script: Path) -> None:
     result = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=False)
