@@ -48,10 +48,10 @@ imports: .venv/.dev ## the import table of docs/architecture.md
 test-fast: .venv/.dev ## the tests without the slow ones
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not gpu and not faults and not attacks and not fuzz' $(PYTEST_ARGS)
 
-# The longest file first: started last, it would run alone for minutes.
+# In the order of collection, which tests/conftest.py sees to.
 test-slow: .venv/.dev ## whole-system tests: minutes each
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
-	  -m 'slow and not gpu and not faults and not attacks and not fuzz' tests/test_make.py tests $(PYTEST_ARGS)
+	  -m 'slow and not gpu and not faults and not attacks and not fuzz' $(PYTEST_ARGS)
 
 test-faults: .venv/.dev ## whole-system tests in which processes and servers die while jobs run
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m faults tests/faults $(PYTEST_ARGS)
