@@ -147,7 +147,7 @@ def objects(api: Api, folder: Path) -> dict[str, str]:
             "model": "tiny",
             "name": made("fine_tuning/secrets", name="s", value="v")["name"],
             "grader_id": made("fine_tuning/graders", name="g", grader=grader)["id"],
-            "evaluation_id": made(f"fine_tuning/checkpoints/{checkpoint_id}/evaluate")["id"],
+            "evaluation_id": made(f"fine_tuning/checkpoints/{checkpoint_id}/evaluate", file=file_id)["id"],
             "export_id": made(f"fine_tuning/checkpoints/{checkpoint_id}/export")["id"],
             "webhook_endpoint_id": made("webhook_endpoints", **hook)["id"],
             "project_id": project_id,
