@@ -3,8 +3,8 @@
 # PYTHON      the interpreter that makes .venv (3.11 or newer)
 # TORCH_ARGS  arguments of the `pip install` of PyTorch: by default pip takes the build its index offers (on Linux one
 #             with CUDA, several GB); name an index of CPU wheels here to save them: TORCH_ARGS='--index-url URL'
-# TEST_PROCESSES  tests that `make test`, `make test-slow` (both by the file) and `make test-faults` run side by side; 0 = one
-#             after the other
+# TEST_PROCESSES  tests that `make test-slow` (by the file) and `make test-faults` run side by side; 0 = one after the other
+# FAST_PROCESSES  the same of `make test`, whose tests often wait: two of them leave a third of two cores idle
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,6 +14,7 @@ PYTHON ?= python3
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
+FAST_PROCESSES ?= 3
 DEMO_ARGS ?=
 
 BIN := .venv/bin
@@ -46,7 +47,7 @@ imports: .venv/.dev ## the import table of docs/architecture.md
 	@$(BIN)/lint-imports --no-logo
 
 test-fast: .venv/.dev ## the tests without the slow ones
-	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not gpu and not faults and not attacks and not fuzz' $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(FAST_PROCESSES) --dist loadfile -m 'not slow and not gpu and not faults and not attacks and not fuzz' $(PYTEST_ARGS)
 
 # In the order of collection, which tests/conftest.py sees to.
 test-slow: .venv/.dev ## whole-system tests: minutes each
