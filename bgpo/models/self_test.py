@@ -57,8 +57,7 @@ def _check_template(tokenizer: PreTrainedTokenizerFast, end_ids: Sequence[int]) 
     conversation = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
     try:
         text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
-    except Exception as error:
-        # The template is a program from the checkpoint: it may raise anything.
+    except Exception as error:  # the template is a program from the checkpoint: it may raise anything
         raise ModelError(f"the chat template fails: {error}", "tokenizer_config.json.chat_template") from error
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -56,8 +56,7 @@ def _reference(math_verify: Any, text: str) -> list[Any]:
 def _parse(math_verify: Any, text: str) -> list[Any]:
     try:
         parsed: list[Any] = math_verify.parse("\\boxed{" + text + "}", parsing_timeout=None)
-    # SymPy raises nearly anything for text that is no mathematics; such text has no value.
-    except Exception:
+    except Exception:  # SymPy raises nearly anything for text that is no mathematics; such text has no value
         return []
     return parsed
 
