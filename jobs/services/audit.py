@@ -9,10 +9,9 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.context import Context
-from jobs.errors import InvalidRequest
 from jobs.repositories import audit
 from jobs.repositories.audit import Act
-from jobs.services.paging import Page, cut
+from jobs.services.paging import Page, cut, require_start
 from jobs.tenant_tables import AuditEntry
 
 _log = structlog.get_logger(__name__)
@@ -31,6 +30,5 @@ def page(ctx: Context, *, after: str | None, limit: int, **filters: Any) -> Page
     """Entries, newest first; for the filters see `audit.page`. Raises InvalidRequest for an unknown `after`."""
     with ctx.db.read() as session:
         start = audit.get(session, after) if after is not None else None
-        if after is not None and start is None:
-            raise InvalidRequest(f"after: no such object in this list: {after}", "after")
+        require_start(after, start)
         return cut(audit.page(session, after=start, limit=limit + 1, **filters), limit)

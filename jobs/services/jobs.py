@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from sqlalchemy.orm import Session
 
 from jobs.context import Context
-from jobs.errors import InvalidRequest, NotFound
+from jobs.errors import NotFound
 from jobs.ids import CHECKPOINT, is_id
 from jobs.repositories import attempts, checkpoints, events, job_rows, samples
-from jobs.services.paging import Page, cut
+from jobs.services.paging import Page, cut, require_start
 from jobs.services.quotas import require_job, require_own_budget
 from jobs.services.ringing import note, ring
 from jobs.states import State
@@ -37,7 +37,7 @@ def page(
     """Jobs, newest first. Raises InvalidRequest for an unknown `after`."""
     with ctx.db.read() as session:
         start = job_rows.get(session, project_id, after) if after is not None else None
-        _require_start(after, start)
+        require_start(after, start)
         found = job_rows.page(
             session,
             project_id,
@@ -85,7 +85,7 @@ def events_page(ctx: Context, project_id: str, job_id: str, *, after: str | None
     with ctx.db.read() as session:
         find(session, project_id, job_id)
         start = events.seq_of(session, job_id, after) if after is not None else None
-        _require_start(after, start)
+        require_start(after, start)
         return cut(events.page(session, job_id, before_seq=start, limit=limit + 1), limit)
 
 
@@ -94,7 +94,7 @@ def event_seq(ctx: Context, project_id: str, job_id: str, event_id: str | None) 
     with ctx.db.read() as session:
         find(session, project_id, job_id)
         start = events.seq_of(session, job_id, event_id) if event_id is not None else 0
-        _require_start(event_id, start)
+        require_start(event_id, start)
     return start or 0
 
 
@@ -127,7 +127,7 @@ def checkpoints_page(ctx: Context, project_id: str, job_id: str, *, after: str |
     with ctx.db.read() as session:
         find(session, project_id, job_id)
         start = checkpoints.get(session, project_id, after) if after is not None else None
-        _require_start(after, start if start is not None and start.job_id == job_id else None)
+        require_start(after, start if start is not None and start.job_id == job_id else None)
         return cut(checkpoints.page(session, job_id, after=start, limit=limit + 1), limit)
 
 
@@ -156,7 +156,7 @@ def attempts_page(ctx: Context, project_id: str, job_id: str, *, after: str | No
         rows = attempts.of_job(session, job_id)[::-1]  # at most a few
     if after is not None:
         start = next((index for index, row in enumerate(rows) if str(row.epoch) == after), None)
-        _require_start(after, start)
+        require_start(after, start)
         rows = rows[(start or 0) + 1 :]
     return cut(rows, limit)
 
@@ -195,8 +195,3 @@ def _change(ctx: Context, project_id: str, job_id: str, change: Callable[[Sessio
     if job is None:
         raise NotFound(f"No such fine-tuning job: {job_id}", "id")
     return job
-
-
-def _require_start(after: str | None, found: object | None) -> None:
-    if after is not None and found is None:
-        raise InvalidRequest(f"after: no such object in this list: {after}", "after")

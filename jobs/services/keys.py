@@ -22,7 +22,7 @@ from jobs.keys import Key
 from jobs.repositories import keys, projects
 from jobs.repositories.keys import Found
 from jobs.scopes import expand
-from jobs.services.paging import Page, cut
+from jobs.services.paging import Page, cut, require_start
 from jobs.settings import Settings
 from jobs.tenant_tables import AdminKey, ApiKey
 from jobs.vault import key_of_home
@@ -105,7 +105,7 @@ def page(
         if projects.get(session, organization_id, project_id) is None:
             raise NotFound(f"No such project: {project_id}", "project_id")
         start = keys.get(session, project_id, after) if after is not None else None
-        _require_start(after, start)
+        require_start(after, start)
         return cut(keys.page(session, project_id, after=start, limit=limit + 1, order=order), limit)
 
 
@@ -169,7 +169,7 @@ def page_admin(
     """Administrators' keys that are not revoked. Raises InvalidRequest for an unknown `after`."""
     with ctx.db.read() as session:
         start = keys.get_admin(session, organization_id, after) if after is not None else None
-        _require_start(after, start)
+        require_start(after, start)
         return cut(keys.page_admin(session, organization_id, after=start, limit=limit + 1, order=order), limit)
 
 
@@ -215,8 +215,3 @@ def _not_none(row: Row | None, key_id: str) -> Row:
     if row is None:
         raise NotFound(f"No such API key: {key_id}", "key_id")
     return row
-
-
-def _require_start(after: str | None, found: object | None) -> None:
-    if after is not None and found is None:
-        raise InvalidRequest(f"after: no such object in this list: {after}", "after")

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from jobs.context import Context
 from jobs.errors import InvalidRequest, NotFound
 from jobs.repositories import checkpoints, permissions, projects
-from jobs.services.paging import Page, cut
+from jobs.services.paging import Page, cut, require_start
 from jobs.tables import Checkpoint
 from jobs.tenant_tables import CheckpointPermission
 
@@ -46,8 +46,7 @@ def page(
     with ctx.db.read() as session:
         checkpoint_id = _find(session, project_id, reference).id
         start = permissions.get(session, checkpoint_id, after) if after is not None else None
-        if after is not None and start is None:
-            raise InvalidRequest(f"after: no such object in this list: {after}", "after")
+        require_start(after, start)
         found = permissions.page(
             session, checkpoint_id, after=start, limit=limit + 1, order=order, project_id=shared_with
         )

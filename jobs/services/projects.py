@@ -6,7 +6,7 @@ from jobs.context import Context
 from jobs.errors import InvalidRequest, NotFound
 from jobs.limits import ProjectLimits
 from jobs.repositories import projects
-from jobs.services.paging import Page, cut
+from jobs.services.paging import Page, cut, require_start
 from jobs.tenant_tables import DEFAULT_PROJECT, Project
 
 
@@ -20,8 +20,7 @@ def page(ctx: Context, organization_id: str, *, after: str | None, limit: int, i
     """Projects, newest first. Raises InvalidRequest for an unknown `after`."""
     with ctx.db.read() as session:
         start = projects.get(session, organization_id, after) if after is not None else None
-        if after is not None and start is None:
-            raise InvalidRequest(f"after: no such object in this list: {after}", "after")
+        require_start(after, start)
         found = projects.page(session, organization_id, after=start, limit=limit + 1, archived=include_archived)
     return cut(found, limit)
 

@@ -13,13 +13,13 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from jobs.context import Context
-from jobs.errors import InvalidRequest, NotFound
+from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.kinds import NAMES, PREFIXES, Kind
 from jobs.repositories import checkpoints, job_rows, samples
 from jobs.services import secrets as stored_secrets
 from jobs.services import tuned_models
-from jobs.services.paging import Page, cut
+from jobs.services.paging import Page, cut, require_start
 from jobs.services.quotas import require_job
 from jobs.services.ringing import note, ring
 from jobs.services.submit import Submission
@@ -104,8 +104,7 @@ def page(
     """Tasks of a kind, newest first. Raises InvalidRequest for an unknown `after`."""
     with ctx.db.read() as session:
         start = job_rows.get(session, project_id, after, kind) if after is not None else None
-        if after is not None and start is None:
-            raise InvalidRequest(f"after: no such object in this list: {after}", "after")
+        require_start(after, start)
         found = job_rows.page(
             session,
             project_id,
