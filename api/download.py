@@ -17,12 +17,27 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.errors import RangeNotSatisfiable
+from jobs.errors import NotFound, RangeNotSatisfiable
+from jobs.tables import Checkpoint
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _BLOCK = tarfile.BLOCKSIZE
 _CACHING = "private, no-cache"
 """May be kept by the client alone, and only to ask by its ETag."""
+
+
+def member_response(request: Request, store: ArtifactStore, folder: Checkpoint, path: str, whose: str) -> Response:
+    """One of the files of a checkpoint or of a task's result, by its path in the manifest.
+
+    Raises:
+        NotFound: there is none; the message names whose folder it is.
+        RangeNotSatisfiable: as `object_response`.
+    """
+    file = Manifest.from_json(folder.manifest).find(path)
+    if file is None:
+        raise NotFound(f"{whose} has no file {path}", "path")
+    name = path.rpartition("/")[2]
+    return object_response(request, store, f"{folder.key}/{file.path}", name=name, size=file.bytes, sha256=file.sha256)
 
 
 def object_response(request: Request, store: ArtifactStore, key: str, *, name: str, size: int, sha256: str) -> Response:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api.deps import Ctx, ReadsModels, WritesModels
-from api.download import object_response, tar_response
+from api.download import member_response, tar_response
 from api.errors import RESPONSES
 from api.json_body import JsonRoute
 from api.schemas.checkpoints import (
@@ -20,7 +20,6 @@ from api.schemas.checkpoints import (
     checkpoint_object,
 )
 from jobs.artifacts import Manifest
-from jobs.errors import NotFound
 from jobs.services import jobs, retention
 from jobs.wire.request import UpdateCheckpoint
 
@@ -63,13 +62,7 @@ def download_checkpoint_file(
 ) -> Response:
     """One file. Supports Range and If-None-Match; the header `x-checksum-sha256` has the hash of the whole file."""
     checkpoint = jobs.checkpoint(ctx, project, checkpoint_id)
-    file = Manifest.from_json(checkpoint.manifest).find(path)
-    if file is None:
-        raise NotFound(f"Checkpoint {checkpoint_id} has no file {path}", "path")
-    name = path.rpartition("/")[2]
-    return object_response(
-        request, ctx.store, f"{checkpoint.key}/{file.path}", name=name, size=file.bytes, sha256=file.sha256
-    )
+    return member_response(request, ctx.store, checkpoint, path, f"Checkpoint {checkpoint_id}")
 
 
 @router.get("/content", response_class=Response)

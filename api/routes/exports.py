@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from api import filters
 from api.deps import After, Ctx, Limit, ReadsJobs, ReadsModels, WritesJobs
-from api.download import object_response, tar_response
+from api.download import member_response, tar_response
 from api.errors import RESPONSES
 from api.json_body import JsonRoute
 from api.once import Once
@@ -102,14 +102,7 @@ def list_export_files(export_id: str, ctx: Ctx, project: ReadsModels) -> Checkpo
 @router.get(_PATH + "/{export_id}/files/{path:path}", response_class=Response)
 def download_export_file(export_id: str, path: str, request: Request, ctx: Ctx, project: ReadsModels) -> Response:
     """One file. Supports Range and If-None-Match; the header `x-checksum-sha256` has the hash of the whole file."""
-    result = _result(ctx, project, export_id)
-    file = Manifest.from_json(result.manifest).find(path)
-    if file is None:
-        raise NotFound(f"Export {export_id} has no file {path}", "path")
-    name = path.rpartition("/")[2]
-    return object_response(
-        request, ctx.store, f"{result.key}/{file.path}", name=name, size=file.bytes, sha256=file.sha256
-    )
+    return member_response(request, ctx.store, _result(ctx, project, export_id), path, f"Export {export_id}")
 
 
 @router.get(_PATH + "/{export_id}/content", response_class=Response)
